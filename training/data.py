@@ -1,0 +1,120 @@
+"""Labelled reviews: loaded by Hugging Face `datasets`, split with the labels' shares kept, turned into tokens.
+
+Sources: a hub name (`stanfordnlp/imdb`), one parquet or CSV file, or a folder with `train.*` and, optionally, `test.*`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+
+from model_repository.tokenizer.review_text import ReviewEncoder
+from training.config import Data
+
+_READERS = {".parquet": "parquet", ".csv": "csv"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Reviews with columns `text` (str) and `label` (class id)."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message says what came and what was expected."""
+
+
+def _local_files(path: Path) -> tuple[str, dict[str, str]]:
+    if path.is_file():
+        found = {"train": path}
+    else:
+        candidates = {split: sorted(path.glob(f"{split}.*")) for split in ("train", "test")}
+        found = {split: hits[0] for split, hits in candidates.items() if hits}
+    suffixes = {file.suffix for file in found.values()}
+    if "train" not in found or len(suffixes) != 1 or not suffixes <= _READERS.keys():
+        came = ", ".join(file.name for file in found.values()) or "nothing"
+        raise DataError(f"{path}: found {came}; expected one file, or train.* and test.*, as .parquet or .csv")
+    return _READERS[suffixes.pop()], {split: str(file) for split, file in found.items()}
+
+
+def load(data: Data) -> DatasetDict:
+    """Returns the source's labelled splits (`train`, and `test` where it has one), columns `text` and `label`.
+
+    Raises:
+        DataError: no such source, a missing column, or a label outside `data.labels`.
+    """
+    path = Path(data.source)
+    if path.exists():
+        reader, files = _local_files(path)
+        loaded = load_dataset(reader, data_files=files)
+    elif data.source.startswith(("/", ".")) or path.suffix in _READERS:
+        raise DataError(f"data.source={data.source}: no such file or folder")
+    else:
+        try:
+            loaded = load_dataset(data.source)
+        except Exception as error:  # the hub client raises its own family, and httpx's, and OSError
+            raise DataError(
+                f"data.source={data.source}: neither a local path nor a data set the hub gave ({error}); without the "
+                "hub, name a local parquet or CSV file or folder: -o data.source=PATH"
+            ) from error
+    splits = {name: loaded[name] for name in ("train", "test") if name in loaded}
+    return DatasetDict({name: _normalise(split, data) for name, split in splits.items()})
+
+
+def _normalise(split: Dataset, data: Data) -> Dataset:
+    for column in (data.text_column, data.label_column):
+        if column not in split.column_names:
+            raise DataError(
+                f"{data.source}: no column {column!r}; columns are {split.column_names}: set data.text_column and "
+                "data.label_column"
+            )
+    split = split.select_columns([data.text_column, data.label_column])
+    if data.text_column != "text":
+        split = split.rename_column(data.text_column, "text")
+    if data.label_column != "label":
+        split = split.rename_column(data.label_column, "label")
+    return _with_label_ids(split, data)
+
+
+def _with_label_ids(split: Dataset, data: Data) -> Dataset:
+    column = split["label"][:]
+    ids: dict[object, int] = {label: index for index, label in enumerate(data.labels)}
+    ids |= {index: index for index in ids.values()}
+    unknown = sorted({str(label) for label in column if label not in ids})
+    if unknown:
+        raise DataError(
+            f"{data.source}: labels {unknown[:10]} are neither names in {data.labels} nor their ids; set data.labels"
+        )
+    features = Features({"text": Value("string"), "label": ClassLabel(names=data.labels)})
+    return Dataset.from_dict({"text": split["text"][:], "label": [ids[label] for label in column]}, features=features)
+
+
+def split(data: Data, seed: int) -> Splits:
+    """Returns stratified train, validation and test reviews; the same seed gives the same splits."""
+    loaded = load(data)
+    train = loaded["train"]
+    if "test" in loaded:
+        test = loaded["test"]
+    else:
+        parts = train.train_test_split(test_size=data.test_fraction, stratify_by_column="label", seed=seed)
+        train, test = parts["train"], parts["test"]
+    parts = train.train_test_split(test_size=data.validation_fraction, stratify_by_column="label", seed=seed)
+    train, validation = parts["train"], parts["test"]
+    if data.max_train_reviews is not None and data.max_train_reviews < len(train):
+        train = train.train_test_split(train_size=data.max_train_reviews, stratify_by_column="label", seed=seed)["train"]
+    return Splits(train=train, validation=validation, test=test)
+
+
+def encode(reviews: Dataset, encoder: ReviewEncoder) -> Dataset:
+    """Returns columns `input_ids`, `attention_mask` and `label`, rows truncated and unpadded."""
+
+    def tokens(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        rows = encoder.encode(batch["text"])
+        return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+
+    return reviews.map(
+        tokens, batched=True, remove_columns=["text"], desc="tokenizing", load_from_cache_file=False, keep_in_memory=True
+    )

@@ -1,0 +1,127 @@
+"""Scores a checkpoint, an ONNX file or a running server on labelled reviews, or on examples of your own.
+
+    python -m training.evaluate --model-path artefacts/smoke --examples "Amazing movie!" "Terrible film."
+    python -m training.evaluate --model-path artefacts/reference --data stanfordnlp/imdb
+    python -m training.evaluate --model-path model_repository/classifier/1/model.onnx --data test.parquet
+    python -m training.evaluate --model-path grpc://127.0.0.1:8001 --data test.parquet --output-json out.json
+
+All three go through one interface, so their figures compare. `--data` takes a hub data set, a parquet or CSV file, or
+a folder; of several splits the one named by --split is scored. The last line on stdout is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training import data
+from training.config import Data
+from training.metrics import classification_metrics
+from training.provenance import utc_now
+from training.scorers import CheckpointScorer, OnnxScorer, Scorer, ServerScorer
+
+
+class ModelPathError(ValueError):
+    """The model path names nothing that can be scored."""
+
+
+def open_scorer(model_path: str, labels: list[str]) -> Scorer:
+    """Returns the scorer for a checkpoint folder, a `.onnx` file, or a server's http:// or grpc:// URL.
+
+    Raises:
+        ModelPathError: none of the three.
+    """
+    if model_path.startswith(("http://", "grpc://")):
+        return ServerScorer(model_path, labels)
+    path = Path(model_path)
+    if path.suffix == ".onnx" and path.is_file():
+        return OnnxScorer(path)
+    if (path / "model.safetensors").is_file():
+        return CheckpointScorer(path)
+    raise ModelPathError(
+        f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
+        "grpc://127.0.0.1:8001; to make a small checkpoint: python -m training.train --config training/configs/smoke.yaml"
+    )
+
+
+def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
+    """Returns `training.metrics` of the scorer over labelled reviews."""
+    probabilities = scorer.probabilities(list(reviews))  # (N, C)
+    # 1e-12: a probability that rounds to 0 would make the loss infinite.
+    return classification_metrics(np.log(np.maximum(probabilities, 1e-12)), np.asarray(labels))
+
+
+def _labelled(args: argparse.Namespace) -> tuple[list[str], list[int]]:
+    splits = data.load(Data(source=args.data, labels=args.labels))
+    split = splits[args.split] if args.split in splits else splits["train"]
+    if args.limit and args.limit < len(split):
+        split = split.shuffle(seed=0).select(range(args.limit))
+    return split["text"][:], split["label"][:]
+
+
+def _print_examples(scorer: Scorer, examples: Sequence[str]) -> list[dict[str, Any]]:
+    answers = []
+    for review, row in zip(examples, scorer.probabilities(examples), strict=True):
+        answer = {"label": scorer.labels[int(row.argmax())], "score": float(row.max()), "review": review}
+        print(f"{answer['label']:<9} {answer['score']:.4f}  {review}")
+        answers.append(answer)
+    return answers
+
+
+def _print_metrics(metrics: dict[str, Any], labels: Sequence[str]) -> None:
+    for name in ("accuracy", "precision", "recall", "f1", "loss"):
+        print(f"{name:<10} {metrics[name]:.4f}")
+    width = max(map(len, labels)) + 2
+    print("confusion (rows: true, columns: predicted)")
+    print(" " * width + "".join(f"{label:>{width}}" for label in labels))
+    for label, row in zip(labels, metrics["confusion"], strict=True):
+        print(f"{label:>{width}}" + "".join(f"{count:>{width}}" for count in row))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model-path", required=True, help="checkpoint folder, .onnx file, or http:// or grpc:// URL")
+    parser.add_argument("--examples", nargs="+", metavar="REVIEW", help="reviews to label")
+    parser.add_argument("--data", help="labelled reviews: hub data set, parquet or CSV file, or folder")
+    parser.add_argument("--split", default="test", help="split to score where there are several (%(default)s)")
+    parser.add_argument("--labels", nargs="+", default=["negative", "positive"], help="label names by id (%(default)s)")
+    parser.add_argument("--limit", type=int, help="score this many reviews, drawn with a fixed seed")
+    parser.add_argument("--output-json", type=Path, help="write the result here too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.examples and not args.data:
+        parser.error("nothing to score: give --examples or --data")
+    result: dict[str, Any] = {"model_path": args.model_path, "date": utc_now()}
+    try:
+        scorer = open_scorer(args.model_path, args.labels)
+        if args.examples:
+            result["examples"] = _print_examples(scorer, args.examples)
+        if args.data:
+            reviews, labels = _labelled(args)
+            started = time.monotonic()
+            result["metrics"] = score(scorer, reviews, labels)
+            result["wall_time_s"] = round(time.monotonic() - started, 1)
+            _print_metrics(result["metrics"], scorer.labels)
+    except (ModelPathError, data.DataError) as error:
+        print(f"training.evaluate: {error}", file=sys.stderr)
+        return 2
+    if args.output_json:
+        args.output_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

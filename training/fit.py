@@ -1,0 +1,117 @@
+"""The optimisation itself: Hugging Face `Trainer` set up for short, reproducible fine-tuning."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    DataCollatorWithPadding,
+    DistilBertForSequenceClassification,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from training.config import Config
+from training.metrics import classification_metrics
+
+log = logging.getLogger(__name__)
+
+
+def bf16_is_native() -> bool:
+    """Says whether the GPU, or the CPU without one, computes in bf16 (on CPUs: AVX512-BF16 or AMX)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class _LogToLogger(TrainerCallback):
+    """Sends the Trainer's figures to the log, so that stdout and train.log hold the same lines."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        figures = {key: round(value, 6) for key, value in (logs or {}).items() if isinstance(value, float)}
+        log.info("step %d of %d: %s", state.global_step, state.max_steps, figures)
+
+
+class _Bar(ProgressCallback):
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Prints nothing: `_LogToLogger` does, once."""
+
+
+def _arguments(config: Config, folder: Path, num_train: int, show_progress: bool) -> TrainingArguments:
+    training = config.training
+    num_steps = math.ceil(training.num_epochs * math.ceil(num_train / training.batch_size))
+    steps_between_evaluations = max(1, num_steps // training.num_evaluations)
+    return TrainingArguments(
+        output_dir=str(folder),
+        seed=config.seed,
+        data_seed=config.seed,
+        num_train_epochs=training.num_epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        warmup_ratio=training.warmup_fraction,
+        weight_decay=training.weight_decay,
+        bf16=training.precision == "bf16" or (training.precision == "auto" and bf16_is_native()),
+        use_cpu=not torch.cuda.is_available(),
+        group_by_length=True,
+        eval_strategy="steps",
+        eval_steps=steps_between_evaluations,
+        save_strategy="steps",
+        save_steps=steps_between_evaluations,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, min(25, steps_between_evaluations)),
+        disable_tqdm=not show_progress,
+        report_to="none",
+    )
+
+
+def make_trainer(
+    config: Config,
+    model: DistilBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Dataset,
+    validation: Dataset,
+    folder: Path,
+    show_progress: bool = True,
+) -> Trainer:
+    """Returns a Trainer over encoded reviews that keeps its resumable state in `folder`."""
+
+    def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
+        metrics = classification_metrics(evaluated.predictions, evaluated.label_ids)
+        return {name: value for name, value in metrics.items() if isinstance(value, float) and name != "loss"}
+
+    trainer = Trainer(
+        model=model,
+        args=_arguments(config, folder, len(train), show_progress),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_metrics,
+        callbacks=[_LogToLogger(), EarlyStoppingCallback(config.training.early_stopping_patience)],
+    )
+    trainer.remove_callback(ProgressCallback if show_progress else PrinterCallback)
+    if show_progress:
+        trainer.add_callback(_Bar())
+    return trainer
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest resumable state in `folder`; one cut short by a kill lacks trainer_state.json, written last."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

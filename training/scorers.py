@@ -1,0 +1,130 @@
+"""One interface over a checkpoint, an ONNX file and a running server, so that the same reviews compare all three.
+
+A scorer gives class probabilities (N, C) for N raw reviews, in the reviews' order, and the C label names.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from model_repository.tokenizer.review_text import ReviewEncoder, pad
+
+Probabilities = npt.NDArray[np.floating[Any]]
+
+_INSTALLED_TOKENIZER = Path(__file__).resolve().parent.parent / "model_repository" / "tokenizer" / "1" / "tokenizer.json"
+
+
+class Scorer(Protocol):
+    """Anything that turns raw reviews into class probabilities."""
+
+    labels: list[str]
+
+    def probabilities(self, reviews: Sequence[str]) -> Probabilities:
+        """Returns (N, C) probabilities in the order of `reviews`."""
+        ...
+
+
+def _batches_by_length(rows: list[list[int]], batch_size: int, description: str) -> Iterator[list[int]]:
+    """Yields indices of reviews of similar length, so that little of a batch is padding."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in tqdm(range(0, len(rows), batch_size), desc=description, unit="batch", disable=None):
+        yield order[start : start + batch_size]
+
+
+class _EncodedScorer:
+    """Shared part of the scorers that tokenise here: batches by length, answers in the reviews' order."""
+
+    labels: list[str]
+    name = "scoring"
+
+    def __init__(self, tokenizer_file: Path, batch_size: int) -> None:
+        self._encoder = ReviewEncoder(tokenizer_file)
+        self._batch_size = batch_size
+
+    def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
+        raise NotImplementedError
+
+    def probabilities(self, reviews: Sequence[str]) -> Probabilities:
+        """Returns (N, C) probabilities in the order of `reviews`."""
+        rows = self._encoder.encode(reviews)
+        result = np.empty((len(rows), len(self.labels)), dtype=np.float64)
+        for indices in _batches_by_length(rows, self._batch_size, self.name):
+            result[indices] = self._infer(*pad([rows[index] for index in indices]))
+        return result
+
+
+class CheckpointScorer(_EncodedScorer):
+    """A Hugging Face checkpoint folder, computed by torch in fp32."""
+
+    name = "checkpoint"
+
+    def __init__(self, folder: Path, batch_size: int = 32) -> None:
+        import torch
+        from transformers import DistilBertForSequenceClassification
+
+        super().__init__(folder / "tokenizer.json", batch_size)
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = DistilBertForSequenceClassification.from_pretrained(folder).to(self._device).eval()
+        self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
+
+    def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
+        torch = self._torch
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.from_numpy(input_ids).to(self._device),
+                attention_mask=torch.from_numpy(attention_mask).to(self._device),
+            ).logits  # (B, C)
+        return torch.softmax(logits, dim=-1).cpu().numpy()
+
+
+class OnnxScorer(_EncodedScorer):
+    """An ONNX file with outputs `probabilities` and `label`, computed by ONNX Runtime on the CPU."""
+
+    name = "onnx"
+
+    def __init__(self, path: Path, tokenizer_file: Path | None = None, batch_size: int = 8) -> None:
+        import onnxruntime
+
+        beside = path.parent / "tokenizer.json"
+        super().__init__(tokenizer_file or (beside if beside.exists() else _INSTALLED_TOKENIZER), batch_size)
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.labels = self._session.get_modelmeta().custom_metadata_map["labels"].split(",")
+
+    def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self._session.run(["probabilities"], inputs)[0]
+
+
+class ServerScorer:
+    """A running server, one request per review, many in flight, so that its own batching is what is measured."""
+
+    def __init__(self, url: str, labels: list[str], max_in_flight: int = 32, timeout_s: float = 60.0) -> None:
+        self._url, self.labels = url, labels
+        self._max_in_flight, self._timeout_s = max_in_flight, timeout_s
+
+    def probabilities(self, reviews: Sequence[str]) -> Probabilities:
+        """Returns (N, C) probabilities in the order of `reviews`."""
+        return asyncio.run(self._probabilities(reviews))
+
+    async def _probabilities(self, reviews: Sequence[str]) -> Probabilities:
+        from clients import AsyncSentimentClient
+
+        rows: list[Any] = [None] * len(reviews)
+        pending = iter(enumerate(reviews))
+        async with AsyncSentimentClient(self._url, timeout_s=self._timeout_s, max_in_flight=self._max_in_flight) as client:
+            with tqdm(total=len(reviews), desc=self._url, unit="review", disable=None) as bar:
+
+                async def work() -> None:
+                    for index, review in pending:  # one iterator shared by all workers
+                        (prediction,) = await client.predict([review])
+                        rows[index] = prediction.probabilities
+                        bar.update()
+
+                await asyncio.gather(*(work() for _ in range(self._max_in_flight)))
+        return np.array(rows, dtype=np.float64)

@@ -1,0 +1,48 @@
+"""The checkpoint's tokenizer: the base's own, or one made from the reviews, saved with its truncation inside."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import DistilBertTokenizerFast
+
+from model_repository.tokenizer.review_text import ReviewEncoder, clean
+from training.config import Config, Tokens
+from training.weights import load_tokenizer
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _vocabulary(reviews: Iterable[str]) -> list[str]:
+    words = {word for review in reviews for word in re.findall(r"\w+|[^\w\s]", clean(review).lower())}
+    characters = {character for word in words for character in word}
+    return [*_SPECIAL_TOKENS, *sorted(words | characters), *sorted(f"##{character}" for character in characters)]
+
+
+def build(config: Config, reviews: Iterable[str], folder: Path) -> DistilBertTokenizerFast:
+    """Returns the run's tokenizer; for `random` base weights its vocabulary is every word of `reviews`."""
+    tokens = config.tokens
+    if config.base.source == "random":
+        vocabulary = folder / "vocab.txt"
+        vocabulary.write_text("\n".join(_vocabulary(reviews)) + "\n", encoding="utf-8")
+        return DistilBertTokenizerFast(
+            vocab_file=str(vocabulary), model_max_length=tokens.max_length, truncation_side=tokens.truncation_side
+        )
+    # DistilBERT's class, whatever the base's: BERT's would hand out token_type_ids, which DistilBERT refuses.
+    return DistilBertTokenizerFast(
+        tokenizer_object=load_tokenizer(config.base).backend_tokenizer,
+        model_max_length=tokens.max_length,
+        truncation_side=tokens.truncation_side,
+    )
+
+
+def save(tokenizer: DistilBertTokenizerFast, folder: Path, tokens: Tokens) -> ReviewEncoder:
+    """Writes the tokenizer's files into `folder` and returns the encoder that training and the server share."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    fast = Tokenizer.from_file(str(path))
+    fast.no_padding()
+    fast.enable_truncation(max_length=tokens.max_length, direction=tokens.truncation_side)
+    fast.save(str(path))
+    return ReviewEncoder(path)
