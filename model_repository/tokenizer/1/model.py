@@ -1,0 +1,73 @@
+"""Served tokenizer: text (B, 1) bytes -> input_ids, attention_mask (B, T) int64, one encode call per execution.
+
+Outcomes per review: UTF-8 with something in it is encoded, cut to the model's length and with control characters
+dropped; invalid UTF-8, more than `MAX_REVIEW_BYTES`, or nothing left after cleaning is an INVALID_ARG error that
+names each bad row of its request. Requests merged into the same execution do not see it.
+"""
+
+from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+from review_text import ReviewEncoder, ReviewError, decode, pad
+
+# The encoder's threads would only take cores from the classifier, which needs twenty times as long per review.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class TritonPythonModel:
+    """Encodes the reviews of all requests of an execution together and answers each request by itself."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Reads tokenizer.json from the version directory and encodes once, so that no client pays for first use."""
+        version_dir = Path(args["model_repository"]) / args["model_version"]
+        self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
+        self._encoder.encode(["A first review, <br /> to warm up."])
+        self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
+            name="sentiment_reviews_filling_window",
+            description="Reviews whose tokens fill the model's window: nearly all of them were truncated",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._window_filled = self._metrics.Metric()
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Returns one response per request: tokens, or an error that names its bad rows."""
+        decoded = [_decode(pb_utils.get_input_tensor_by_name(request, "text").as_numpy()) for request in requests]
+        rows = self._encoder.encode([text for texts, _ in decoded for text in texts])
+        responses, start = [], 0
+        for texts, problems in decoded:
+            responses.append(self._respond(rows[start : start + len(texts)], problems))
+            start += len(texts)
+        return responses
+
+    def _respond(self, rows: Sequence[Sequence[int]], problems: dict[int, str]) -> pb_utils.InferenceResponse:
+        """Returns the encoded rows of one request, padded to its longest, or its error."""
+        for index, row in enumerate(rows):
+            if self._encoder.is_empty(row):
+                problems.setdefault(index, "review is empty: nothing to classify is left without tags and control codes")
+        if problems:
+            message = "; ".join(f"text[{index}]: {problem}" for index, problem in sorted(problems.items()))
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+        self._window_filled.increment(sum(len(row) == self._encoder.max_length for row in rows))
+        input_ids, attention_mask = pad(rows)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
+        )
+
+
+def _decode(raw_texts: npt.NDArray[np.object_]) -> tuple[list[str], dict[int, str]]:
+    """Returns the rows of `raw_texts` (B, 1) as strings, and by row what is wrong with those that became ""."""
+    texts: list[str] = []
+    problems: dict[int, str] = {}
+    for index, raw in enumerate(raw_texts.ravel()):
+        try:
+            texts.append(decode(raw))
+        except ReviewError as error:
+            texts.append("")
+            problems[index] = str(error)
+    return texts, problems
