@@ -1,0 +1,52 @@
+# `make` alone lists what there is. Each environment is made once and again whenever its requirements change.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+SERVE_VENV := .venv-serve
+DEV_VENV := .venv
+CHECKPOINT ?= artefacts/reference
+MODEL ?= grpc://127.0.0.1:8001
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help serve test check train evaluate export clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+$(SERVE_VENV)/.ready: requirements-serve.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make serve PYTHON=python3.11" % v)'
+	@echo "Installing requirements-serve.txt into $(SERVE_VENV) (once) ..."
+	@$(PYTHON) -m venv --clear $(SERVE_VENV)
+	@$(SERVE_VENV)/bin/pip install --quiet -r requirements-serve.txt -c constraints.txt
+	@touch $@
+
+$(DEV_VENV)/.ready: requirements.txt requirements-serve.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make test PYTHON=python3.11" % v)'
+	@echo "Installing requirements.txt into $(DEV_VENV) (once, a few minutes) ..."
+	@$(PYTHON) -m venv --clear $(DEV_VENV)
+	@$(DEV_VENV)/bin/pip install --quiet -r requirements.txt -c constraints.txt
+	@touch $@
+
+serve: $(SERVE_VENV)/.ready ## Serve the model on 127.0.0.1 (HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002)
+	@exec $(SERVE_VENV)/bin/python serve.py
+
+test: $(SERVE_VENV)/.ready $(DEV_VENV)/.ready ## Run the whole default suite, real Triton included (PYTEST_ARGS=...)
+	@SERVE_PYTHON=$(abspath $(SERVE_VENV))/bin/python $(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV_VENV)/.ready ## Lint and types
+	@$(DEV_VENV)/bin/ruff format --check .
+	@$(DEV_VENV)/bin/ruff check .
+	@$(DEV_VENV)/bin/mypy
+
+train: $(DEV_VENV)/.ready ## Fine-tune (CONFIG=training/configs/smoke.yaml TRAIN_ARGS="-o ...")
+	@$(DEV_VENV)/bin/python -m training.train --config $(or $(CONFIG),training/configs/smoke.yaml) $(TRAIN_ARGS)
+
+evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, or on two examples
+	@$(DEV_VENV)/bin/python -m training.evaluate --model-path $(MODEL) \
+	  $(if $(DATA),--data $(DATA),--examples "Amazing movie!" "Terrible film.")
+
+export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model
+	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT)
+
+clean: ## Delete the environments and caches (never artefacts)
+	rm -rf $(SERVE_VENV) $(DEV_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
