@@ -34,7 +34,10 @@ _SHOWN_CHARACTERS = 72
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples' line ends and adds each default."""
+    """Keeps the examples' line ends and adds each default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,8 +51,8 @@ class Signature:
             raise ModelContractError(
                 f"model {metadata['name']!r} takes {_describe(metadata['inputs'])}, "
                 f"gives {_describe(metadata['outputs'])} and has max_batch_size {max_batch_size}; expected one BYTES "
-                "[-1,1] in, BYTES [-1,1], FP32 [-1,1] and FP32 [-1,C] out, and max_batch_size of at least 1: ask for the "
-                "model `sentiment`"
+                "[-1,1] in, BYTES [-1,1], FP32 [-1,1] and FP32 [-1,C] out, and max_batch_size of at least 1: ask for "
+                "the model `sentiment`"
             )
         return cls(str(metadata["name"]), max_batch_size, texts[0], labels[0], scores[0], rows[0])
 

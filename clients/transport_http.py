@@ -10,7 +10,7 @@ from http.client import HTTPException
 from typing import Any
 
 import aiohttp
-import gevent
+import gevent  # type: ignore[import-untyped]
 import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException

@@ -1,0 +1,263 @@
+"""What the clients make of servers that are absent, silent, busy, gone, or something else altogether."""
+
+import asyncio
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from client_standins import MODEL, Script, free_port, socket_server, stand_in, wait_until
+
+from clients import (
+    AsyncSentimentClient,
+    ClientStateError,
+    DeadlineError,
+    ModelNotFoundError,
+    RetryPolicy,
+    SentimentClient,
+    SentimentError,
+    ServerError,
+    ServerUnavailableError,
+)
+
+ONCE = RetryPolicy(max_attempts=1)
+QUICK = RetryPolicy(max_attempts=3, first_backoff_s=0.001)
+PATIENT = RetryPolicy(max_attempts=40, first_backoff_s=0.1, max_backoff_s=0.3)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def predict(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Returns the first prediction for one review by a fresh client."""
+
+    def blocking(url: str, **settings: Any) -> Any:
+        with SentimentClient(url, **{"model": MODEL} | settings) as client:
+            return client.predict(["good 1"])[0].label
+
+    def asynchronous(url: str, **settings: Any) -> Any:
+        async def run() -> Any:
+            async with AsyncSentimentClient(url, **{"model": MODEL} | settings) as client:
+                return (await client.predict(["good 1"]))[0].label
+
+        return asyncio.run(run())
+
+    return blocking if request.param == "blocking" else asynchronous
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Returns the chain of causes, `error` first."""
+    return [] if error is None else [error, *causes(error.__cause__)]
+
+
+def test_where_nothing_listens_the_error_says_how_to_start_a_server(predict: Any, scheme: str) -> None:
+    url = f"{scheme}://127.0.0.1:{free_port()}"
+    with pytest.raises(
+        ServerUnavailableError, match=rf"nothing listens at {url}: .*`make serve`.*attempts: 3"
+    ) as raised:
+        predict(url, retry=QUICK)
+    assert not isinstance(causes(raised.value)[-1], SentimentError)  # the library's own error is at the bottom
+
+
+def test_an_unknown_host_is_unavailable(predict: Any, scheme: str) -> None:
+    with pytest.raises(ServerUnavailableError, match="unavailable"):
+        predict(f"{scheme}://no-such-host.invalid:8001", retry=ONCE)
+
+
+def test_a_server_that_accepts_and_stalls_meets_the_deadline_and_is_not_asked_again(predict: Any, scheme: str) -> None:
+    with socket_server(lambda connection: None) as (port, connections):
+        with pytest.raises(DeadlineError, match="timeout_s"):
+            predict(f"{scheme}://127.0.0.1:{port}", timeout_s=0.3, retry=QUICK)
+        assert len(connections) == 1
+
+
+def test_an_inference_that_stalls_meets_the_deadline_and_is_not_sent_again(predict: Any, scheme: str) -> None:
+    released = threading.Event()
+    script = Script(before=lambda: released.wait(60))
+    with stand_in(scheme, script) as url:
+        try:
+            with pytest.raises(DeadlineError, match=url):
+                predict(url, timeout_s=0.5, retry=QUICK)
+            assert len(script.batches) == 1
+        finally:
+            released.set()
+
+
+def test_a_server_that_drips_its_answer_meets_the_deadline(predict: Any) -> None:
+    stopped = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not stopped.wait(0.05):
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return
+
+    with socket_server(drip) as (port, _):
+        try:
+            with pytest.raises(DeadlineError):
+                predict(f"http://127.0.0.1:{port}", timeout_s=0.5)
+        finally:
+            stopped.set()
+
+
+def test_after_a_deadline_the_client_still_works(scheme: str) -> None:
+    released = threading.Event()
+    script = Script(before=lambda: released.wait(60))
+    with stand_in(scheme, script) as url, SentimentClient(url, model=MODEL, timeout_s=1.0) as client:
+        with pytest.raises(DeadlineError):
+            client.predict(["good"])
+        released.set()
+        assert client.predict(["good"])[0].label == "positive"
+
+
+def test_a_busy_server_is_asked_again_until_it_has_room(predict: Any, scheme: str) -> None:
+    script = Script(num_unavailable=2)
+    with stand_in(scheme, script) as url:
+        assert predict(url, retry=QUICK) == "positive"
+    assert len(script.batches) == 3
+
+
+def test_a_server_that_stays_busy_is_given_up(predict: Any, scheme: str) -> None:
+    script = Script(num_unavailable=99)
+    given_up = pytest.raises(ServerUnavailableError, match=r"Exceeds maximum queue size.*attempts: 3")
+    with stand_in(scheme, script) as url, given_up:
+        predict(url, retry=QUICK)
+    assert len(script.batches) == 3
+
+
+def test_a_server_that_comes_back_is_found_again(scheme: str) -> None:
+    port = free_port()
+    with stand_in(scheme, Script(), port) as url:
+        client = SentimentClient(url, model=MODEL, retry=PATIENT)
+        assert client.predict(["good"])[0].label == "positive"
+    with pytest.raises(ServerUnavailableError), SentimentClient(url, model=MODEL, retry=ONCE) as other:
+        other.predict(["good"])
+    with client, stand_in(scheme, Script(), port):
+        assert client.predict(["good"])[0].label == "positive"
+
+
+def test_a_connection_that_breaks_before_the_answer_is_tried_again(predict: Any, scheme: str) -> None:
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.close()
+
+    # Long enough for gRPC, which connects again after 0.1 s and until then repeats the last failure.
+    retry = RetryPolicy(max_attempts=3, first_backoff_s=0.4)
+    with socket_server(hang_up) as (port, connections):
+        with pytest.raises(ServerUnavailableError, match="attempts: 3"):
+            predict(f"{scheme}://127.0.0.1:{port}", retry=retry)
+        assert len(connections) >= 2
+
+
+def test_half_an_answer_is_a_broken_connection(predict: Any) -> None:
+    def hang_up(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"name":')
+        connection.close()
+
+    with socket_server(hang_up) as (port, _), pytest.raises(ServerUnavailableError):
+        predict(f"http://127.0.0.1:{port}", retry=ONCE)
+
+
+def test_a_web_server_is_told_from_triton(predict: Any) -> None:
+    def greet(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>")
+
+    with socket_server(greet) as (port, _), pytest.raises(ServerError, match="is it Triton's port"):
+        predict(f"http://127.0.0.1:{port}")
+
+
+def test_the_other_protocols_port_is_an_error_not_a_hang(predict: Any, scheme: str) -> None:
+    other = {"grpc": "http", "http": "grpc"}[scheme]
+    with stand_in(other, Script()) as url, pytest.raises(SentimentError):
+        predict(url.replace(other, scheme), retry=ONCE, timeout_s=5.0)
+
+
+def test_an_unknown_model_is_named(predict: Any, scheme: str) -> None:
+    with stand_in(scheme, Script()) as url, pytest.raises(ModelNotFoundError, match=r"no such model ready.*blues"):
+        predict(url, model="blues")
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_a_timeout_that_is_not_positive_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match=r"timeout_s is .*expected more than 0"):
+        SentimentClient(timeout_s=timeout_s)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ends, forks, event loops
+
+
+def test_closing_twice_is_fine_and_use_after_it_is_an_error(scheme: str) -> None:
+    with stand_in(scheme, Script()) as url:
+        client = SentimentClient(url, model=MODEL)
+        client.predict(["good"])
+        client.close()
+        client.close()
+        with pytest.raises(ClientStateError, match="is closed"):
+            client.predict(["good"])
+
+        async def run() -> None:
+            client = AsyncSentimentClient(url, model=MODEL)
+            await client.predict(["good"])
+            await client.close()
+            await client.close()
+            with pytest.raises(ClientStateError, match="is closed"):
+                await client.predict(["good"])
+
+        asyncio.run(run())
+
+
+def test_an_asyncio_client_stays_in_its_event_loop(scheme: str) -> None:
+    with stand_in(scheme, Script()) as url:
+        client = AsyncSentimentClient(url, model=MODEL)
+
+        async def run() -> None:
+            await client.predict(["good"])
+
+        async def end() -> None:
+            await client.close()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(run())
+        with pytest.raises(ClientStateError, match="another event loop"):
+            asyncio.run(run())
+        loop.run_until_complete(end())
+        loop.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_fork_is_told_to_open_its_own_client(scheme: str) -> None:
+    # In a process of its own, so that pytest's threads and other tests' connections are not forked as well.
+    with stand_in(scheme, Script()) as url:
+        process = multiprocessing.get_context("spawn").Process(target=_fork_with_open_client, args=(url,))
+        process.start()
+        wait_until(lambda: not process.is_alive(), timeout_s=60)
+    assert process.exitcode == 0
+
+
+def _fork_with_open_client(url: str) -> None:
+    with SentimentClient(url, model=MODEL) as client:
+        client.predict(["good"])
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                client.predict(["good"])
+            except ClientStateError:
+                client.close()  # the parent's connection is left alone
+                code = 0
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        client.predict(["good"])
+        assert os.waitstatus_to_exitcode(status) == 0
