@@ -27,7 +27,7 @@ class TritonPythonModel:
     """Runs model.onnx over the reviews of all requests of an execution, in groups of like length."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens model.onnx in the version directory and runs it, so that no client pays for first use."""
+        """Opens model.onnx in the version directory and runs it, so that a broken model fails to load."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self._max_group_tokens = int(parameters["max_group_tokens"])

@@ -2,7 +2,7 @@
 
 Outcomes per review: UTF-8 with something in it is encoded, cut to the model's length and with control characters
 dropped; invalid UTF-8, more than `MAX_REVIEW_BYTES`, or nothing left after cleaning is an INVALID_ARG error that
-names each bad row of its request. Requests merged into the same execution do not see it.
+names the bad rows of its request. Requests merged into the same execution do not see it.
 """
 
 from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
@@ -19,15 +19,17 @@ from review_text import ReviewEncoder, ReviewError, decode, pad
 # The encoder's threads would only take cores from the classifier, which needs twenty times as long per review.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+MAX_NAMED_ROWS = 10
+"""Rows named in one error: gRPC carries the message in headers, and clients refuse more than 8 KiB of those."""
+
 
 class TritonPythonModel:
     """Encodes the reviews of all requests of an execution together and answers each request by itself."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads tokenizer.json from the version directory and encodes once, so that no client pays for first use."""
+        """Reads tokenizer.json from the version directory."""
         version_dir = Path(args["model_repository"]) / args["model_version"]
         self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
-        self._encoder.encode(["A first review, <br /> to warm up."])
         self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
             name="sentiment_reviews_filling_window",
             description="Reviews whose tokens fill the model's window: nearly all of them were truncated",
@@ -49,9 +51,14 @@ class TritonPythonModel:
         """Returns the encoded rows of one request, padded to its longest, or its error."""
         for index, row in enumerate(rows):
             if self._encoder.is_empty(row):
-                problems.setdefault(index, "review is empty: nothing to classify is left without tags and control codes")
+                problems.setdefault(
+                    index, "review is empty: nothing to classify is left without tags and control codes"
+                )
         if problems:
-            message = "; ".join(f"text[{index}]: {problem}" for index, problem in sorted(problems.items()))
+            named = [f"text[{index}]: {problem}" for index, problem in sorted(problems.items())]
+            message = "; ".join(named[:MAX_NAMED_ROWS])
+            if len(named) > MAX_NAMED_ROWS:
+                message += f"; and {len(named) - MAX_NAMED_ROWS} more"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         self._window_filled.increment(sum(len(row) == self._encoder.max_length for row in rows))
         input_ids, attention_mask = pad(rows)

@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""Serves the model repository on NVIDIA Triton Inference Server, without a container.
+
+    python serve.py                                   # HTTP 8000, gRPC 8001, metrics 8002 on 127.0.0.1
+    HTTP_PORT=9000 GRPC_PORT=9001 METRICS_PORT=9002 python serve.py
+
+The server is the one inside the nvidia-pytriton wheel, run where it is installed. When a real prediction has come
+back, its curl line is printed and the server stays in the foreground. Ctrl-C or SIGTERM ends it within 5 s, exit code
+0. A server that cannot start, or dies, is an error with its reason, exit code 1. Triton never outlives this process.
+"""
+
+import sys
+
+if sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)):  # before any import that an older Python lacks
+    sys.exit(
+        f"serve.py: error: Python {sys.version.split()[0]} ({sys.executable}) came, expected 3.10, 3.11 or 3.12: "
+        "run `make serve PYTHON=python3.11`, or name another of these"
+    )
+
+import argparse
+import contextlib
+import ctypes
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from export.repository import REPOSITORY, RepositoryError, recover, verify
+
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+LOG_FOLDER = Path(__file__).resolve().parent / "artefacts" / "logs"
+SAMPLE = {"text": "A moving and beautifully acted film. I loved every minute of it."}
+START_TIMEOUT_S = 60
+EXIT_TIMEOUT_S = 2  # for requests in flight; Triton waits all of it for an idle keep-alive connection
+CLOSED_APIS = "shared-memory,trace,logging,model-repository"
+KEY_HEADER = "sentiment-control-key"
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
+MIN_SHM_BYTES = 32 << 20
+"""Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
+full batch of the longest IMDb reviews 1 MiB more, a 10 MB text 10 MiB until it is refused. A request for which the
+memory is too small gets an error and the server goes on: 64 reviews of the largest accepted size need 80 MiB."""
+
+
+class ServeError(Exception):
+    """Triton cannot be served; the message says why, and what to do."""
+
+
+class _ManPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the module docstring and shows defaults."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until a signal comes or Triton dies; returns the exit code."""
+    options = _parse(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # they all end in KeyboardInterrupt
+    started_s = time.monotonic()
+    try:
+        check(options)
+        with triton(options) as server:
+            url = f"http://{_local(options.address)}:{options.http_port}/v2/models/sentiment/generate"
+            answer = first_answer(server, url)
+            print(
+                f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {options.log_file}"
+            )
+            print(f"\n  curl -s {url} \\\n    -d '{json.dumps(SAMPLE)}'\n  {answer}\n")
+            print(f"gRPC {options.address}:{options.grpc_port}, metrics :{options.metrics_port}/metrics", flush=True)
+            raise ServeError(wait_for_death(server))
+    except KeyboardInterrupt:
+        return 0
+    except (ServeError, RepositoryError) as error:
+        print(f"serve.py: error: {error}", file=sys.stderr)
+    return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_ManPage)
+    parser.add_argument("--model-repository", type=Path, default=REPOSITORY, metavar="DIR", help="what to serve")
+    for name, port in PORTS.items():
+        variable = f"{name.upper()}_PORT"
+        default = os.environ.get(variable) or port
+        parser.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=f"or ${variable}")
+    parser.add_argument("--address", default="127.0.0.1", metavar="IP", help="where the ports listen")
+    parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
+    parser.add_argument(
+        "--log-file", type=Path, metavar="FILE", help=f"Triton's log (default: {LOG_FOLDER}/triton-PORT.log)"
+    )
+    options = parser.parse_args(argv)
+    options.log_file = options.log_file or LOG_FOLDER / f"triton-{options.http_port}.log"
+    return options
+
+
+def _local(address: str) -> str:
+    return "127.0.0.1" if address == "0.0.0.0" else address
+
+
+# ---- what can be known before Triton starts --------------------------------------------------------------------------
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises `ServeError` or `RepositoryError` for the first thing that would keep Triton from serving."""
+    if not options.address.startswith("127.") and not options.allow_remote:
+        raise ServeError(
+            f"--address {options.address} can be reached from other machines; the wheel's Triton 2.51.0 (24.10) has "
+            "known vulnerabilities, no TLS over HTTP and no login. Keep 127.0.0.1 and put a gateway in front, serve "
+            "with a current container, or add --allow-remote on a network you trust"
+        )
+    if importlib.util.find_spec("pytriton") is None:
+        raise ServeError("the package nvidia-pytriton is not installed: run `make serve`, which installs it")
+    if int(importlib.metadata.version("numpy").partition(".")[0]) >= 2:
+        raise ServeError("numpy 2 came, expected 1.26: this Triton's Python backend dies of it: run `make serve`")
+    libpython_folder()
+    shm_bytes = shutil.disk_usage("/dev/shm").free
+    if shm_bytes < MIN_SHM_BYTES:
+        raise ServeError(
+            f"/dev/shm has {shm_bytes >> 20} MiB free, expected {MIN_SHM_BYTES >> 20}: reviews reach the model through "
+            "it. Run `mount -o remount,size=256m /dev/shm`, or the container with --shm-size=256m"
+        )
+    _check_ports(options)
+    recover(options.model_repository)
+    verify(options.model_repository)
+
+
+def libpython_folder() -> str:
+    """Returns where this Python's shared library lies, "" if the system's loader finds it without help.
+
+    Raises:
+        ServeError: there is none, as with a Python built without --enable-shared.
+    """
+    version = "{}.{}".format(*sys.version_info)
+    name = f"libpython{version}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"):
+        if folder and os.path.exists(f"{folder}/{name}"):
+            return str(folder)
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        raise ServeError(
+            f"{name} was not found, which Triton's Python backend loads; {sys.executable} was built without it. Run "
+            f"`apt-get install libpython{version}` (Debian, Ubuntu), `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv "
+            f"install --force {version}`, or take a Python of conda or uv: `make serve PYTHON=...`"
+        ) from error
+    return ""
+
+
+def _check_ports(options: argparse.Namespace) -> None:
+    ports = {name: getattr(options, f"{name}_port") for name in PORTS}
+    if len(set(ports.values())) < len(ports):
+        raise ServeError(f"three different ports are needed, {ports} came")
+    for name, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections closing there do not matter
+            try:
+                probe.bind((options.address, port))
+            except (OSError, OverflowError) as error:
+                raise ServeError(
+                    f"{name} port {options.address}:{port} cannot be used: {error}{_owner(port)}. Stop that process, "
+                    f"or choose another port: `{name.upper()}_PORT={port + 1000} make serve`"
+                ) from error
+
+
+def _owner(port: int) -> str:
+    """Returns which process listens on `port`, as far as this user may see it."""
+    sockets = [line.split() for file in glob.glob("/proc/net/tcp*") for line in Path(file).read_text().splitlines()]
+    listening = {f"socket:[{s[9]}]" for s in sockets if s[3] == "0A" and s[1].endswith(f":{port:04X}")}
+    for handle in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(handle) in listening:
+                process = handle.split("/")[2]
+                return f" by process {process} ({Path(f'/proc/{process}/comm').read_text().strip()})"
+    return ""
+
+
+# ---- the server process ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs Triton, its output in the log file; ends it on the way out, gently first."""
+    spec = importlib.util.find_spec("pytriton")
+    assert spec is not None and spec.origin is not None  # noqa: PT018  (`check` saw the package)
+    package = Path(spec.origin).parent
+    libraries = [libpython_folder(), f"{package.parent}/nvidia_pytriton.libs", os.environ.get("LD_LIBRARY_PATH")]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        # The python3 found first decides which packages the models see.
+        "PATH": f"{sys.exec_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
+    }
+    libc = ctypes.CDLL(None)
+    options.log_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="triton-") as folder, options.log_file.open("wb") as log:
+        _assemble_python_backend(package / "tritonserver", Path(folder) / "python")
+        server = subprocess.Popen(
+            [f"{package}/tritonserver/bin/tritonserver", f"--backend-directory={folder}", *_arguments(options)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for this process alone
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+        )
+        try:
+            yield server
+        except ServeError as error:
+            raise ServeError(f"{error}{_log_errors(options.log_file)}") from error
+        finally:
+            _stop(server)
+
+
+def _assemble_python_backend(package: Path, folder: Path) -> None:
+    """Links the Python backend and its stub for this Python together; the wheel keeps them apart."""
+    folder.mkdir()
+    version = "{}.{}".format(*sys.version_info)
+    stub = package / "python_backend_stubs" / version / "triton_python_backend_stub"
+    for file in (stub, *(package / "backends" / "python").glob("*.*")):
+        (folder / file.name).symlink_to(file)
+
+
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """Returns Triton's arguments: local, nothing to be changed from outside, no answer from a guessed configuration."""
+    key = secrets.token_hex(32)  # forgotten at once: nobody is meant to use the closed interfaces
+    arguments = [f"--{name}-address={options.address}" for name in PORTS]
+    arguments += [f"--{name}-port={getattr(options, f'{name}_port')}" for name in PORTS]
+    return [
+        *arguments,
+        f"--model-repository={options.model_repository}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        f"--http-restricted-api={CLOSED_APIS}:{KEY_HEADER}={key}",
+        f"--grpc-restricted-protocol={CLOSED_APIS}:{KEY_HEADER}={key}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",  # memory for a GPU, which this repository's default does not use
+    ]
+
+
+def first_answer(server: subprocess.Popen[bytes], url: str) -> str:
+    """Returns the JSON answer to the first review, once Triton gives one.
+
+    Raises:
+        ServeError: Triton ended, answered with an error, or took more than `START_TIMEOUT_S`.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's ports
+    request = urllib.request.Request(url, json.dumps(SAMPLE).encode())
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if server.poll() is not None:
+            raise ServeError(f"Triton ended while starting, {_ending(server)}")
+        try:
+            with opener.open(request, timeout=START_TIMEOUT_S) as response:
+                return str(response.read().decode())
+        except urllib.error.HTTPError as error:
+            raise ServeError(f"Triton started but cannot predict: {error.read().decode()}") from error
+        except OSError:
+            time.sleep(0.05)
+    raise ServeError(f"Triton gave no answer within {START_TIMEOUT_S} s")
+
+
+def wait_for_death(server: subprocess.Popen[bytes]) -> str:
+    """Returns how Triton ended; the death of a model's process counts, since Triton goes on without noticing."""
+    models = [stat for stat in glob.glob("/proc/[0-9]*/stat") if _state(stat)[1] == str(server.pid)]
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=1)
+            return f"Triton ended, {_ending(server)}"
+        if any(_state(stat)[0] in "ZX" for stat in models):
+            return "the process of a model ended, so no request can be answered any more"
+
+
+def _state(stat: str) -> list[str]:
+    """Returns the state and the parent of the process that `stat` (/proc/N/stat) describes."""
+    try:
+        return Path(stat).read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return ["X", "0"]
+
+
+def _ending(server: subprocess.Popen[bytes]) -> str:
+    code = server.returncode
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Ends Triton and the processes of its models, also while signals keep coming."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    server.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=STOP_TIMEOUT_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def _log_errors(log_file: Path, max_lines: int = 12) -> str:
+    """Returns the last lines of Triton's log that tell of errors, or its last lines if none does."""
+    lines = log_file.read_text(errors="replace").splitlines()
+    # Without a GPU Triton logs errors about CUDA and serves all the same.
+    errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and "cuda" not in line.lower()]
+    return "".join(f"\n  {line}" for line in (errors or lines)[-max_lines:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
