@@ -42,7 +42,7 @@ from pathlib import Path
 from export.repository import REPOSITORY, RepositoryError, recover, verify
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
-LOG_FOLDER = Path(__file__).resolve().parent / "artefacts" / "logs"
+LOG_FILE = Path(__file__).resolve().parent / "artefacts" / "logs" / "triton-PORT.log"
 SAMPLE = {"text": "A moving and beautifully acted film. I loved every minute of it."}
 START_TIMEOUT_S = 60
 EXIT_TIMEOUT_S = 2  # for requests in flight; Triton waits all of it for an idle keep-alive connection
@@ -93,16 +93,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-repository", type=Path, default=REPOSITORY, metavar="DIR", help="what to serve")
     for name, port in PORTS.items():
         variable = f"{name.upper()}_PORT"
-        default = os.environ.get(variable) or port
-        parser.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=f"or ${variable}")
+        default = os.environ.get(variable) or str(port)
+        parser.add_argument(f"--{name}-port", type=_port, default=default, metavar="PORT", help=f"or ${variable}")
     parser.add_argument("--address", default="127.0.0.1", metavar="IP", help="where the ports listen")
     parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
-    parser.add_argument(
-        "--log-file", type=Path, metavar="FILE", help=f"Triton's log (default: {LOG_FOLDER}/triton-PORT.log)"
-    )
+    parser.add_argument("--log-file", type=Path, default=LOG_FILE, metavar="FILE", help="Triton's log, PORT for HTTP's")
     options = parser.parse_args(argv)
-    options.log_file = options.log_file or LOG_FOLDER / f"triton-{options.http_port}.log"
+    options.log_file = options.log_file.with_name(options.log_file.name.replace("PORT", str(options.http_port)))
     return options
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} came, expected a port from 1 to 65535")
+    return int(text)
 
 
 def _local(address: str) -> str:
@@ -167,10 +171,11 @@ def _check_ports(options: argparse.Namespace) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections closing there do not matter
             try:
                 probe.bind((options.address, port))
-            except (OSError, OverflowError) as error:
+            except OSError as error:
+                reason = f"{error.strerror}{_owner(port)}"
                 raise ServeError(
-                    f"{name} port {options.address}:{port} cannot be used: {error}{_owner(port)}. Stop that process, "
-                    f"or choose another port: `{name.upper()}_PORT={port + 1000} make serve`"
+                    f"{name} port {options.address}:{port} cannot be used: {reason}. Stop that process, or choose "
+                    f"another port, as in `{name.upper()}_PORT={port % 60000 + 1000} make serve`"
                 ) from error
 
 
@@ -202,12 +207,17 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
         # The python3 found first decides which packages the models see.
         "PATH": f"{sys.exec_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
     }
+    shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
     libc = ctypes.CDLL(None)
     options.log_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="triton-") as folder, options.log_file.open("wb") as log:
         _assemble_python_backend(package / "tritonserver", Path(folder) / "python")
         server = subprocess.Popen(
-            [f"{package}/tritonserver/bin/tritonserver", f"--backend-directory={folder}", *_arguments(options)],
+            [
+                f"{package}/tritonserver/bin/tritonserver",
+                f"--backend-directory={folder}",
+                *_arguments(options, shm_prefix),
+            ],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -221,6 +231,8 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             raise ServeError(f"{error}{_log_errors(options.log_file)}") from error
         finally:
             _stop(server)
+            for region in glob.glob(f"/dev/shm/{shm_prefix}*"):  # a killed Triton leaves them behind
+                os.unlink(region)
 
 
 def _assemble_python_backend(package: Path, folder: Path) -> None:
@@ -232,7 +244,7 @@ def _assemble_python_backend(package: Path, folder: Path) -> None:
         (folder / file.name).symlink_to(file)
 
 
-def _arguments(options: argparse.Namespace) -> list[str]:
+def _arguments(options: argparse.Namespace, shm_prefix: str) -> list[str]:
     """Returns Triton's arguments: local, nothing to be changed from outside, no answer from a guessed configuration."""
     key = secrets.token_hex(32)  # forgotten at once: nobody is meant to use the closed interfaces
     arguments = [f"--{name}-address={options.address}" for name in PORTS]
@@ -245,6 +257,7 @@ def _arguments(options: argparse.Namespace) -> list[str]:
         f"--http-restricted-api={CLOSED_APIS}:{KEY_HEADER}={key}",
         f"--grpc-restricted-protocol={CLOSED_APIS}:{KEY_HEADER}={key}",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",  # memory for a GPU, which this repository's default does not use
     ]
@@ -310,7 +323,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _log_errors(log_file: Path, max_lines: int = 12) -> str:
     """Returns the last lines of Triton's log that tell of errors, or its last lines if none does."""
-    lines = log_file.read_text(errors="replace").splitlines()
+    lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip() and line[0] not in "|+"]
     # Without a GPU Triton logs errors about CUDA and serves all the same.
     errors = [line for line in lines if re.match(r"E\d{4} |error:", line) and "cuda" not in line.lower()]
     return "".join(f"\n  {line}" for line in (errors or lines)[-max_lines:])
