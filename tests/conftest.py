@@ -1,0 +1,51 @@
+"""What tests share: a tiny model made here, a model repository that holds it, and the real Triton serving that."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import serving
+
+from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer checkpoint and its tokenizer."""
+    import tiny_model  # takes seconds: it needs torch
+
+    return tiny_model.make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as the graph that is served."""
+    import tiny_model
+
+    return tiny_model.make_onnx(tiny_checkpoint, tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def repository(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout's model repository with the tiny model installed in it; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("repository") / "model_repository"
+    installed = shutil.ignore_patterns(
+        "__pycache__", "model.onnx", "tokenizer.json", "manifest.json", "*.new", ".*lock*"
+    )
+    shutil.copytree(REPOSITORY, folder, ignore=installed)
+    install(
+        {MODEL_FILE: tiny_onnx, TOKENIZER_FILE: tiny_checkpoint / "tokenizer.json"},
+        {"precision": "fp32", "labels": ["negative", "positive"]},
+        folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Server]:
+    """The real serve.py with the tiny model, shared by all tests: leave it as it was."""
+    started = serving.start(repository, tmp_path_factory.mktemp("log") / "triton.log")
+    yield started
+    exit_code = started.stop()
+    assert exit_code == 0, f"serve.py ended with {exit_code}"

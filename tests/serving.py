@@ -1,0 +1,95 @@
+"""Starts the real serve.py on free ports, and talks to it without any client library."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+SERVE_PYTHON = os.environ.get("SERVE_PYTHON", sys.executable)
+"""The interpreter that serves: `make test` names that of `make serve`, which has no torch."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running serve.py."""
+
+    process: subprocess.Popen[str]
+    ports: dict[str, int]
+    announcement: str
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['http']}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://127.0.0.1:{self.ports['grpc']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['metrics']}/metrics"
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def free_ports() -> dict[str, int]:
+    """Returns three ports that nothing listens on at the moment."""
+    sockets = [socket.socket() for _ in range(3)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return dict(zip(("http", "grpc", "metrics"), ports, strict=True))
+
+
+def command(repository: Path, log_file: Path, ports: dict[str, int]) -> list[str]:
+    """Returns the command line that serves `repository`."""
+    flags = [f"--{name}-port={port}" for name, port in ports.items()]
+    script = str(CHECKOUT / "serve.py")
+    return [SERVE_PYTHON, script, f"--model-repository={repository}", f"--log-file={log_file}", *flags]
+
+
+def start(repository: Path, log_file: Path) -> Server:
+    """Starts serve.py and returns once it has announced its first prediction."""
+    ports = free_ports()
+    process = subprocess.Popen(command(repository, log_file, ports), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    announcement = ""
+    for line in process.stdout:
+        announcement += line
+        if line.startswith("gRPC "):
+            return Server(process, ports, announcement)
+    raise AssertionError(f"serve.py ended with {process.wait()}:\n{announcement}\n{log_file.read_text()}")
+
+
+def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    """Returns status and body of a GET request."""
+    return _send(urllib.request.Request(url, headers=headers or {}))
+
+
+def post(url: str, body: Any) -> tuple[int, Any]:
+    """Returns status and parsed answer of a POST request; `body` is sent as it is if bytes, else as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, answer = _send(urllib.request.Request(url, data))
+    return status, json.loads(answer or "null")
+
+
+def _send(request: urllib.request.Request) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
