@@ -21,7 +21,7 @@ from clients.workers import BlockingWorkers, run_blocking
 
 
 def _open_transport(address: Address) -> Transport:
-    # Imported here, so that gRPC callers need no gevent and HTTP callers no gRPC.
+    # Imported here, so that gRPC callers need no aiohttp and HTTP callers no gRPC.
     if address.scheme == "grpc":
         from clients import transport_grpc
 

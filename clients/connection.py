@@ -81,7 +81,8 @@ class Connection:
 
     def end(self) -> Transport | None:
         """Marks the end and returns the transport if it is left to close here; the second time there is none."""
-        opened, self._opened, self._closed = self._opened, None, True
+        opened, self._closed = self._opened, True
         if opened is None or opened[1] != os.getpid() or opened[2] is not self._find_place():
             return None
+        self._opened = None
         return opened[0].transport

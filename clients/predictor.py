@@ -80,7 +80,8 @@ class Predictor:
             return dict(zip(indices, await self._infer([raw for _, raw in rows]), strict=True))
         except RequestRefusedError as refusal:
             if len(rows) == 1:
-                return {indices[0]: invalid(_because(InvalidReviewError(indices[0], refusal.reason), refusal))}
+                reason = (await self.signature()).plain(refusal.reason)
+                return {indices[0]: invalid(_because(InvalidReviewError(indices[0], reason), refusal))}
         middle = len(rows) // 2
         halves = await self._workers.map(partial(self._batch, invalid=invalid), [rows[:middle], rows[middle:]])
         return halves[0] | halves[1]

@@ -60,6 +60,13 @@ class Signature:
         """Returns the input tensor (B, 1) of `reviews`, UTF-8."""
         return np.array(reviews, dtype=np.object_).reshape(-1, 1)
 
+    def plain(self, reason: str) -> str:
+        """Returns why a request of one review was refused, without the places Triton and the model name before it.
+
+        They would mislead: row 0 of that request is another place in the caller's list.
+        """
+        return reason.removeprefix(f"in ensemble '{self.model}', ").removeprefix(f"{self.text}[0]: ")
+
     def predictions(self, tensors: Mapping[str, npt.NDArray[Any] | None], num_reviews: int) -> list[Prediction]:
         """Returns B predictions from the output tensors by name.
 

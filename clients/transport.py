@@ -1,6 +1,6 @@
 """Requests to one server, whatever the protocol; `transport_grpc` and `transport_http` add how it is spoken.
 
-tritonclient's four clients (gRPC and HTTP, blocking and asyncio) share method names, arguments and results; a transport
+tritonclient's clients (gRPC and HTTP, blocking and asyncio) share method names, arguments and results; a transport
 needs to add only how a call is bounded in time and how failures below HTTP or gRPC show.
 """
 

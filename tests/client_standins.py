@@ -75,7 +75,7 @@ class Script:
         if unavailable:
             raise Unavailable("Exceeds maximum queue size")
         if len(reviews) > self.max_batch_size or any(map(self.refuses, reviews)):
-            raise Refused("utterance: something in here is wrong")
+            raise Refused("utterance[0]: something in here is wrong")
         return [_row(review) for review in reviews]
 
 
@@ -191,6 +191,9 @@ class _HttpServer(ThreadingHTTPServer):
         connection, address = super().get_request()
         self.connections.append(connection)
         return connection, address
+
+    def handle_error(self, *args: Any) -> None:
+        """Says nothing of clients that hang up: that is what the tests are about."""
 
     def cut(self) -> None:
         """Ends the connections, as a server that stops does."""

@@ -87,7 +87,7 @@ def test_predict_names_the_bad_review_by_its_place_in_the_list(kind: str, url: s
     script.refuses = lambda review: b"wrong" in review
     reviews = [f"good {number}" for number in range(10)]
     reviews[6] = "wrong"
-    with pytest.raises(InvalidReviewError, match=r"reviews\[6\] cannot be classified: .*utterance") as raised:
+    with pytest.raises(InvalidReviewError, match=r"reviews\[6\] cannot be classified: something") as raised:
         ask(kind, url, "predict", reviews)
     assert raised.value.index == 6
     assert type(raised.value.__cause__).__name__ == "RequestRefusedError"

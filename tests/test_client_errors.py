@@ -4,8 +4,11 @@ import asyncio
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,9 +258,35 @@ def _fork_with_open_client(url: str) -> None:
             try:
                 client.predict(["good"])
             except ClientStateError:
-                client.close()  # the parent's connection is left alone
                 code = 0
-            os._exit(code)
+            client.close()
+            del client  # neither this nor the end of the process touches the parent's connection
+            sys.exit(code)
         _, status = os.waitpid(child, 0)
         client.predict(["good"])
         assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_threads_that_end_leave_nothing_open(scheme: str) -> None:
+    def num_open() -> int:
+        return len(os.listdir("/dev/fd"))
+
+    with stand_in(scheme, Script()) as url, SentimentClient(url, model=MODEL) as client:
+        client.predict(["good"])
+        before = num_open()
+        for _ in range(20):
+            thread = threading.Thread(target=client.predict, args=(["good"],))
+            thread.start()
+            thread.join()
+        assert num_open() < before + 20
+
+
+def test_a_client_that_is_never_closed_ends_in_silence(scheme: str) -> None:
+    code = (
+        "import sys; from clients import SentimentClient\n"
+        "client = SentimentClient(sys.argv[1], model=sys.argv[2]); print(client.predict(['good'])[0].label)"
+    )
+    with stand_in(scheme, Script()) as url:
+        command = [sys.executable, "-W", "error", "-c", code, url, MODEL]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "positive\n", "")

@@ -178,6 +178,12 @@ def test_another_kind_of_model_is_refused_with_what_it_has(change: dict[str, Any
         Signature.read(METADATA | change, {"max_batch_size": max_batch_size})
 
 
+@pytest.mark.parametrize("prefix", ["in ensemble 'sentiment', text[0]: ", "text[0]: ", ""])
+def test_a_refusal_is_told_without_the_row_of_a_request_the_caller_never_saw(prefix: str) -> None:
+    signature = Signature.read(METADATA, {"max_batch_size": 64})
+    assert signature.plain(prefix + "review is empty: write text[0]") == "review is empty: write text[0]"
+
+
 def test_tensors_become_predictions() -> None:
     signature = Signature.read(METADATA, {"max_batch_size": 64})
     tensors: dict[str, Any] = {

@@ -61,7 +61,7 @@ def test_broken_lines_are_reported_by_number_and_the_rest_goes_on(
     assert err.splitlines() == [
         "line 2: empty",
         "line 3: not UTF-8: byte 0xff at offset 4",
-        "line 4: utterance: something in here is wrong",
+        "line 4: something in here is wrong",
     ]
 
 
