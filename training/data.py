@@ -103,8 +103,9 @@ def split(data: Data, seed: int) -> Splits:
         train, test = parts["train"], parts["test"]
     parts = train.train_test_split(test_size=data.validation_fraction, stratify_by_column="label", seed=seed)
     train, validation = parts["train"], parts["test"]
-    if data.max_train_reviews is not None and data.max_train_reviews < len(train):
-        train = train.train_test_split(train_size=data.max_train_reviews, stratify_by_column="label", seed=seed)["train"]
+    limit = data.max_train_reviews
+    if limit is not None and limit < len(train):
+        train = train.train_test_split(train_size=limit, stratify_by_column="label", seed=seed)["train"]
     return Splits(train=train, validation=validation, test=test)
 
 
@@ -116,5 +117,10 @@ def encode(reviews: Dataset, encoder: ReviewEncoder) -> Dataset:
         return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
 
     return reviews.map(
-        tokens, batched=True, remove_columns=["text"], desc="tokenizing", load_from_cache_file=False, keep_in_memory=True
+        tokens,
+        batched=True,
+        remove_columns=["text"],
+        desc="tokenizing",
+        load_from_cache_file=False,
+        keep_in_memory=True,
     )

@@ -45,7 +45,7 @@ def open_scorer(model_path: str, labels: list[str]) -> Scorer:
         return CheckpointScorer(path)
     raise ModelPathError(
         f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
-        "grpc://127.0.0.1:8001; to make a small checkpoint: python -m training.train --config training/configs/smoke.yaml"
+        "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
     )
 
 

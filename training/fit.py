@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -31,8 +32,8 @@ log = logging.getLogger(__name__)
 def bf16_is_native() -> bool:
     """Says whether the GPU, or the CPU without one, computes in bf16 (on CPUs: AVX512-BF16 or AMX)."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class _LogToLogger(TrainerCallback):
@@ -93,7 +94,7 @@ def make_trainer(
     """Returns a Trainer over encoded reviews that keeps its resumable state in `folder`."""
 
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
-        metrics = classification_metrics(evaluated.predictions, evaluated.label_ids)
+        metrics = classification_metrics(np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids))
         return {name: value for name, value in metrics.items() if isinstance(value, float) and name != "loss"}
 
     trainer = Trainer(
@@ -112,6 +113,7 @@ def make_trainer(
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest resumable state in `folder`; one cut short by a kill lacks trainer_state.json, written last."""
+    """Returns the newest resumable state in `folder`, or None."""
+    # trainer_state.json is written last: a state that a kill cut short has none.
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

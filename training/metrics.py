@@ -8,7 +8,9 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 
-def classification_metrics(log_probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+def classification_metrics(
+    log_probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     """Returns accuracy, precision, recall, F1, loss and the confusion matrix.
 
     Args:

@@ -16,7 +16,8 @@ from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 Probabilities = npt.NDArray[np.floating[Any]]
 
-_INSTALLED_TOKENIZER = Path(__file__).resolve().parent.parent / "model_repository" / "tokenizer" / "1" / "tokenizer.json"
+_ROOT = Path(__file__).resolve().parent.parent
+_INSTALLED_TOKENIZER = _ROOT / "model_repository" / "tokenizer" / "1" / "tokenizer.json"
 
 
 class Scorer(Protocol):
@@ -117,7 +118,8 @@ class ServerScorer:
 
         rows: list[Any] = [None] * len(reviews)
         pending = iter(enumerate(reviews))
-        async with AsyncSentimentClient(self._url, timeout_s=self._timeout_s, max_in_flight=self._max_in_flight) as client:
+        client = AsyncSentimentClient(self._url, timeout_s=self._timeout_s, max_in_flight=self._max_in_flight)
+        async with client:
             with tqdm(total=len(reviews), desc=self._url, unit="review", disable=None) as bar:
 
                 async def work() -> None:

@@ -106,7 +106,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     )
     log.info("%s parameters, bf16 %s", f"{model.num_parameters():,}", trainer.args.bf16)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    trainer.model.save_pretrained(folder)
+    model.save_pretrained(folder)  # the Trainer has put the best weights back into it
     best = {"step": trainer.state.best_global_step, "validation_accuracy": trainer.state.best_metric}
     log.info("best on validation: %s; scoring the test reviews", best)
     metrics = score(CheckpointScorer(folder), splits.test["text"], splits.test["label"])
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--artefacts", type=Path, default=Path("artefacts"), help="parent folder of runs (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last state of an interrupted run")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name first")
-    parser.add_argument("--verbose", action="store_true", help="debug lines in the log, and progress bars off a terminal too")
+    parser.add_argument("--verbose", action="store_true", help="debug lines, and progress bars off a terminal too")
     return parser
 
 

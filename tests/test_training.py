@@ -1,0 +1,113 @@
+"""The smoke recipe, whole: what it writes, that it repeats itself, and that it survives a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from model_repository.tokenizer.review_text import ReviewEncoder
+from training import evaluate, train
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "training" / "configs" / "smoke.yaml"
+
+
+def run_smoke(artefacts: Path, *arguments: str) -> int:
+    return train.main(["--config", str(SMOKE), "--artefacts", str(artefacts), *arguments])
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artefacts")
+    assert run_smoke(folder) == 0
+    return folder
+
+
+def test_smoke_writes_what_it_promises(artefacts: Path) -> None:
+    run = artefacts / "smoke"
+    metrics = json.loads((run / "metrics_test.json").read_text())
+    assert {"accuracy", "precision", "recall", "f1", "loss", "confusion"} <= metrics.keys()
+    assert sum(map(sum, metrics["confusion"])) == metrics["num_reviews"] == 16
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 7
+    assert manifest["metrics_test"] == metrics
+    assert set(manifest["data"]["sha256"]) == {"train", "validation", "test"}
+    assert {"versions", "git_revision", "wall_time_s"} <= manifest.keys()
+    assert yaml.safe_load((run / "training_config.yaml").read_text())["tokens"]["max_length"] == 64
+    assert "best on validation" in (artefacts / "logs" / "train.log").read_text()
+    assert AutoConfig.from_pretrained(run).id2label == {0: "negative", 1: "positive"}
+    assert (run / "vocab.txt").is_file()
+    assert not list(run.rglob("*.bin"))
+    assert not list(run.rglob("*.pt"))
+
+
+def test_smoke_learns_its_reviews(artefacts: Path) -> None:
+    assert json.loads((artefacts / "smoke" / "metrics_test.json").read_text())["accuracy"] >= 0.9
+
+
+def test_hugging_face_tokenizer_of_the_checkpoint_agrees_with_the_served_one(artefacts: Path) -> None:
+    run = artefacts / "smoke"
+    long_review = "The plot was superb. " * 40
+    theirs = AutoTokenizer.from_pretrained(run)(long_review, truncation=True)
+    assert set(theirs) == {"input_ids", "attention_mask"}
+    assert theirs["input_ids"] == ReviewEncoder(run / "tokenizer.json").encode([long_review])[0]
+    assert len(theirs["input_ids"]) == 64
+
+
+def test_same_seed_gives_the_same_weights_and_metrics(artefacts: Path, tmp_path: Path) -> None:
+    assert run_smoke(tmp_path) == 0
+    first, second = artefacts / "smoke", tmp_path / "smoke"
+    assert (first / "metrics_test.json").read_text() == (second / "metrics_test.json").read_text()
+    weights, again = (load_file(run / "model.safetensors") for run in (first, second))
+    assert all(weights[name].equal(again[name]) for name in weights)
+
+
+def test_finished_run_is_not_overwritten_unasked(artefacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_smoke(artefacts) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+
+
+def test_resume_after_a_kill_ends_with_the_same_metrics(artefacts: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.train", "--config", str(SMOKE), "--artefacts", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("smoke/state/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "training ended before it saved a state"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if (tmp_path / "smoke" / "manifest.json").exists():
+        pytest.skip("the run finished before the kill arrived")
+    assert run_smoke(tmp_path) == 2  # neither --resume nor --overwrite: nothing is guessed
+    assert run_smoke(tmp_path, "--resume") == 0
+    resumed = json.loads((tmp_path / "smoke" / "metrics_test.json").read_text())
+    assert resumed == json.loads((artefacts / "smoke" / "metrics_test.json").read_text())
+
+
+def test_evaluate_labels_examples(artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.json"
+    examples = ["The acting was superb and moving.", "The script was dreadful and tedious."]
+    arguments = ["--model-path", str(artefacts / "smoke"), "--output-json", str(output), "--examples", *examples]
+    assert evaluate.main(arguments) == 0
+    answers = json.loads(output.read_text())["examples"]
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["examples"] == answers
+
+
+def test_evaluate_scores_labelled_reviews(artefacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reviews = str(ROOT / "training" / "configs" / "smoke_reviews.csv")
+    assert evaluate.main(["--model-path", str(artefacts / "smoke"), "--data", reviews]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]["num_reviews"] == 80
+
+
+def test_evaluate_refuses_a_path_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--model-path", str(tmp_path), "--examples", "fine"]) == 2
+    assert "make train" in capsys.readouterr().err

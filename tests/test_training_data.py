@@ -1,0 +1,75 @@
+"""Loading and splitting labelled reviews."""
+
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+
+from training.config import Data
+from training.data import DataError, split
+
+
+def rows(count: int) -> dict[str, list[object]]:
+    return {"text": [f"review number {i}" for i in range(count)], "label": [i % 4 == 0 for i in range(count)]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, count in (("train", 200), ("test", 40)):
+        table = rows(count)
+        table["label"] = [int(bool(label)) for label in table["label"]]
+        datasets.Dataset.from_dict(table).to_parquet(tmp_path / f"{name}.parquet")
+    return tmp_path
+
+
+def test_split_keeps_the_share_of_each_label(folder: Path) -> None:
+    splits = split(Data(source=str(folder), validation_fraction=0.1), seed=1)
+    for part, count in ((splits.train, 180), (splits.validation, 20), (splits.test, 40)):
+        assert len(part) == count
+        assert Counter(part["label"])[1] == pytest.approx(count / 4, abs=1)
+
+
+def test_split_is_the_same_for_the_same_seed_and_disjoint(folder: Path) -> None:
+    data = Data(source=str(folder), validation_fraction=0.1)
+    first, again, other = (split(data, seed) for seed in (1, 1, 2))
+    assert first.validation["text"][:] == again.validation["text"][:]
+    assert first.validation["text"][:] != other.validation["text"][:]
+    assert not set(first.train["text"]) & set(first.validation["text"])
+
+
+def test_single_csv_file_is_split_three_ways_with_label_names(tmp_path: Path) -> None:
+    path = tmp_path / "all.csv"
+    lines = [f"review {i},{'good' if i % 2 else 'bad'}" for i in range(100)]
+    path.write_text("\n".join(["body,mood", *lines]) + "\n")
+    data = Data(source=str(path), text_column="body", label_column="mood", labels=["bad", "good"], test_fraction=0.2)
+    splits = split(data, seed=0)
+    assert (len(splits.test), Counter(splits.test["label"])) == (20, {0: 10, 1: 10})
+    assert all(
+        int(text.split()[1]) % 2 == label
+        for text, label in zip(splits.train["text"], splits.train["label"], strict=True)
+    )
+
+
+def test_max_train_reviews_bounds_the_training_split_only(folder: Path) -> None:
+    splits = split(Data(source=str(folder), max_train_reviews=40), seed=0)
+    assert (len(splits.train), len(splits.test)) == (40, 40)
+    assert Counter(splits.train["label"])[1] == 10
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param({"text_column": "review"}, "no column 'review'.*set data.text_column", id="column"),
+        pytest.param({"labels": ["a", "b"], "label_column": "text"}, "neither names in", id="labels"),
+        pytest.param({"source": "./absent.parquet"}, "no such file", id="path"),
+    ],
+)
+def test_unusable_data_says_what_was_expected(folder: Path, data: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split(Data.model_validate({"source": str(folder), **data}), seed=0)
+
+
+def test_folder_without_a_training_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"found nothing; expected one file"):
+        split(Data(source=str(tmp_path)), seed=0)
