@@ -26,6 +26,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -45,10 +46,14 @@ PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 LOG_FILE = Path(__file__).resolve().parent / "artefacts" / "logs" / "triton-PORT.log"
 SAMPLE = {"text": "A moving and beautifully acted film. I loved every minute of it."}
 START_TIMEOUT_S = 60
-EXIT_TIMEOUT_S = 2  # for requests in flight; Triton waits all of it for an idle keep-alive connection
+EXIT_TIMEOUT_S = 3  # for requests in flight; Triton waits all of it for an idle keep-alive connection
 CLOSED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+STACK_BYTES = 64 << 20
+"""Of each Triton thread. Its HTTP library copies a body of type application/x-www-form-urlencoded, which is what
+`curl -d` sends, to the stack twice: with the usual 8 MiB a text of 5 MB kills the server."""
+
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 MIN_SHM_BYTES = 32 << 20
 """Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
@@ -208,7 +213,6 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
         "PATH": f"{sys.exec_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
     }
     shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
-    libc = ctypes.CDLL(None)
     options.log_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="triton-") as folder, options.log_file.open("wb") as log:
         _assemble_python_backend(package / "tritonserver", Path(folder) / "python")
@@ -223,7 +227,7 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
-            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            preexec_fn=_before_exec,
         )
         try:
             yield server
@@ -233,6 +237,13 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             _stop(server)
             for region in glob.glob(f"/dev/shm/{shm_prefix}*"):  # a killed Triton leaves them behind
                 os.unlink(region)
+
+
+def _before_exec() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Triton dies with this process, however that dies
+    _, limit = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
 
 
 def _assemble_python_backend(package: Path, folder: Path) -> None:

@@ -58,6 +58,11 @@ class TritonPythonModel:
         answers = self._classify(rows)
         return [_error(span) if isinstance(span, str) else _respond(answers[span]) for span in spans]
 
+    def finalize(self) -> None:
+        """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
+        del self._review_tokens, self._padding_tokens
+        del self._metrics
+
     def _classify(self, rows: Sequence[Ids]) -> list[list[Any] | str]:
         """Returns for each row its outputs, in the order of `OUTPUTS`, or what went wrong with it."""
         answers: list[list[Any] | str] = [""] * len(rows)

@@ -47,6 +47,11 @@ class TritonPythonModel:
             start += len(texts)
         return responses
 
+    def finalize(self) -> None:
+        """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
+        del self._window_filled
+        del self._metrics
+
     def _respond(self, rows: Sequence[Sequence[int]], problems: dict[int, str]) -> pb_utils.InferenceResponse:
         """Returns the encoded rows of one request, padded to its longest, or its error."""
         for index, row in enumerate(rows):
