@@ -1,0 +1,227 @@
+"""serve.py when something is wrong, each error with its remedy, and how it ends."""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import serving
+from serving import CHECKOUT, SERVE_PYTHON, Server, command, free_ports
+
+import serve
+from export.repository import MODEL_FILE, TOKENIZER_FILE
+
+PROMISED_STOP_S = 5.0
+SLACK_S = 3.0
+"""Allowed on top where other work takes the processor away; without a limit of its own serve.py would wait for ever."""
+
+
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny repository for a test to break."""
+    return Path(shutil.copytree(repository, tmp_path / "models"))
+
+
+@pytest.fixture
+def run(own_repository: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs serve.py with further flags until it gives up."""
+
+    def run(*flags: str, ports: dict[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+        line = [*command(own_repository, tmp_path / "triton.log", ports or free_ports()), *flags]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def own_server(own_repository: Path, tmp_path: Path) -> Server:
+    return serving.start(own_repository, tmp_path / "triton.log")
+
+
+def triton_processes(server: Server) -> list[int]:
+    """Returns the ids of Triton and its models' processes that belong to `server`."""
+    marks = (f"--http-port={server.ports['http']}", f"triton_{server.process.pid}_")
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (folder / "cmdline").read_text()
+            if int(folder.name) != server.process.pid and any(mark in line for mark in marks):
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until_gone(server: Server) -> None:
+    deadline_s = time.monotonic() + 30
+    while triton_processes(server) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    assert triton_processes(server) == []
+
+
+# ---- what is wrong before it starts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_a_taken_port_is_named_with_its_owner(run: Callable[..., subprocess.CompletedProcess[str]], name: str) -> None:
+    ports = free_ports()
+    with socket.create_server(("127.0.0.1", ports[name])):
+        result = run(ports=ports)
+    assert result.returncode == 1
+    assert f"{name} port 127.0.0.1:{ports[name]} cannot be used: Address already in use" in result.stderr
+    assert f"by process {os.getpid()}" in result.stderr
+    assert f"{name.upper()}_PORT=" in result.stderr
+
+
+def test_ports_come_from_the_environment(repository: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    result = subprocess.run(
+        [SERVE_PYTHON, str(CHECKOUT / "serve.py"), f"--model-repository={repository}"],
+        env={**os.environ, "METRICS_PORT": str(port), "HTTP_PORT": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, "'0' came, expected a port from 1 to 65535" in result.stderr) == (2, True)
+    result = subprocess.run(
+        [SERVE_PYTHON, str(CHECKOUT / "serve.py"), f"--model-repository={repository}", "--http-port", str(port)],
+        env={**os.environ, "METRICS_PORT": str(port)},
+        capture_output=True,
+        text=True,
+    )
+    taken.close()
+    assert result.returncode == 1
+    assert "three different ports are needed" in result.stderr
+
+
+def test_a_missing_model_file_is_named_with_what_to_run(
+    run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path
+) -> None:
+    (own_repository / TOKENIZER_FILE).unlink()
+    result = run()
+    assert result.returncode == 1
+    assert TOKENIZER_FILE in result.stderr
+    assert "git checkout -- model_repository" in result.stderr
+
+
+def test_a_model_that_is_not_the_manifests_is_refused(
+    run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path
+) -> None:
+    path = own_repository / MODEL_FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = run()
+    assert result.returncode == 1
+    assert MODEL_FILE in result.stderr
+    assert "sha256" in result.stderr
+    assert "git checkout -- model_repository" in result.stderr
+
+
+def test_an_interrupted_installation_is_finished_or_undone(own_repository: Path, tmp_path: Path) -> None:
+    stray = own_repository / f"{MODEL_FILE}.new"
+    stray.write_bytes(b"half a model")
+    server = serving.start(own_repository, tmp_path / "triton.log")
+    assert server.stop() == 0
+    assert not stray.exists()
+
+
+def test_a_model_that_triton_cannot_load_ends_with_its_log(
+    run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path
+) -> None:
+    (own_repository / "classifier" / "1" / "model.py").write_text("raise RuntimeError('broken on purpose')\n")
+    result = run()
+    assert result.returncode == 1
+    assert "Triton ended while starting" in result.stderr
+    assert "broken on purpose" in result.stderr
+
+
+def test_an_address_that_others_reach_is_refused_with_the_reason(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    result = run("--address=0.0.0.0")
+    assert result.returncode == 1
+    assert "known vulnerabilities" in result.stderr
+    assert "--allow-remote" in result.stderr
+
+
+def test_an_unsupported_python_is_refused_before_anything_else() -> None:
+    line = "import sys; sys.version_info = (3, 9, 18); exec(compile(open('serve.py').read(), 'serve.py', 'exec'))"
+    result = subprocess.run([sys.executable, "-c", line], cwd=CHECKOUT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "expected 3.10, 3.11 or 3.12: run `make serve PYTHON=python3.11`" in result.stderr
+
+
+def test_the_first_lines_are_readable_for_old_pythons() -> None:
+    import ast
+
+    source = (CHECKOUT / "serve.py").read_text()
+    ast.parse(source, feature_version=(3, 7))
+    assert source.index("sys.version_info") < source.index("import argparse")
+
+
+def test_a_python_without_its_shared_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def not_found(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr(ctypes, "CDLL", not_found)
+    with pytest.raises(serve.ServeError, match=r"libpython3.\d+.so.1.0 was not found.*apt-get install.*pyenv"):
+        serve.libpython_folder()
+
+
+def test_too_little_shared_memory_is_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=8 << 20))
+    options = serve._parse([f"--{name}-port={port}" for name, port in free_ports().items()])
+    with pytest.raises(serve.ServeError, match=r"/dev/shm has 8 MiB free, expected 32.*--shm-size=256m"):
+        serve.check(options)
+
+
+# ---- how it ends -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_despite_an_idle_connection(own_server: Server, number: int) -> None:
+    idle = http.client.HTTPConnection("127.0.0.1", own_server.ports["http"])
+    idle.request("GET", "/v2/health/ready")
+    assert idle.getresponse().read() == b""  # answered, and the connection stays open
+    started_s = time.monotonic()
+    assert own_server.stop(number) == 0
+    assert time.monotonic() - started_s < PROMISED_STOP_S + SLACK_S
+    idle.close()
+    wait_until_gone(own_server)
+    assert not list(Path("/dev/shm").glob(f"triton_{own_server.process.pid}_*"))
+
+
+def test_no_triton_outlives_a_killed_serve(own_server: Server) -> None:
+    assert triton_processes(own_server)
+    assert own_server.stop(signal.SIGKILL) == -signal.SIGKILL
+    wait_until_gone(own_server)
+    for region in Path("/dev/shm").glob(f"triton_{own_server.process.pid}_*"):
+        region.unlink()
+
+
+@pytest.mark.parametrize(
+    ("mark", "reason"),
+    [
+        pytest.param("--http-port=", "Triton ended, killed by SIGKILL", id="Triton"),
+        pytest.param("classifier/1/model.py", "the process of a model ended", id="a model's process"),
+    ],
+)
+def test_a_death_while_serving_is_told_and_ends_it(
+    own_repository: Path, tmp_path: Path, mark: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = serving.start(own_repository, tmp_path / "triton.log")
+    (victim,) = (pid for pid in triton_processes(server) if mark in Path(f"/proc/{pid}/cmdline").read_text())
+    os.kill(victim, signal.SIGKILL)
+    assert server.process.wait(timeout=60) == 1
+    assert reason in capfd.readouterr().err
+    wait_until_gone(server)
