@@ -4,6 +4,7 @@ A scorer gives class probabilities (N, C) for N raw reviews, in the reviews' ord
 """
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +96,7 @@ class OnnxScorer(_EncodedScorer):
         beside = path.parent / "tokenizer.json"
         super().__init__(tokenizer_file or (beside if beside.exists() else _INSTALLED_TOKENIZER), batch_size)
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.labels = self._session.get_modelmeta().custom_metadata_map["labels"].split(",")
+        self.labels = json.loads(self._session.get_modelmeta().custom_metadata_map["labels"])
 
     def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,0 +1,131 @@
+"""ONNX graphs of a checkpoint in each precision, all with the same inputs, outputs and head.
+
+B reviews, T tokens, C labels. Inputs `input_ids`, `attention_mask` int64 (B, T); outputs `logits`, `probabilities`
+float32 (B, C), `score` float32 (B, 1), `label` string (B, 1).
+
+optimum exports the encoder and quantises it. The head (softmax, score, label) is appended here instead: optimum's
+export ends at the logits, and the head must stay in fp32 and be the same, once, in every precision.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+from optimum.exporters.onnx import onnx_export_from_model
+from optimum.onnxruntime import ORTQuantizer
+from optimum.onnxruntime.configuration import QuantizationConfig
+from transformers import DistilBertForSequenceClassification
+
+PRECISIONS = ("fp32", "fp16", "int8")
+OPSET = 18
+"""The lowest that optimum recommends; every ONNX Runtime from 1.14 on reads it, so the containers' 1.24 to 1.28."""
+IR_VERSION = 8
+"""The intermediate representation that came with opset 18."""
+
+_AXES = {"batch_size": "batch", "sequence_length": "sequence"}
+
+
+def export_encoder(checkpoint: Path, folder: Path) -> Path:
+    """Writes `folder`/model.onnx, fp32 up to the logits, and returns its path."""
+    # eager: the SDPA form of attention adds NaN guards and ops that older fusion patterns do not know.
+    model = DistilBertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    onnx_export_from_model(
+        model,
+        output=folder,
+        task="text-classification",
+        opset=OPSET,
+        device="cpu",
+        do_validation=False,  # export.parity checks more, on realistic lengths
+        no_post_process=True,
+    )
+    path = folder / "model.onnx"
+    graph = onnx.load(path)
+    for value in [*graph.graph.input, *graph.graph.output]:
+        for dimension in value.type.tensor_type.shape.dim:
+            dimension.dim_param = _AXES.get(dimension.dim_param, dimension.dim_param)
+    onnx.save(graph, path)
+    return path
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the graph in half precision with fp32 logits; softmax and layer norm stay in fp32.
+
+    The mask constant, fp32's lowest number, becomes -1e4: as -inf it would turn a fully masked row into NaN.
+    """
+    keep = [*DEFAULT_OP_BLOCK_LIST, "Softmax", "LayerNormalization"]
+    half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=keep, max_finite_val=1e4))
+    half.topological_sort()  # the conversion appends its casts at the end
+    return half.model
+
+
+def to_int8(encoder: Path, folder: Path) -> Path:
+    """Quantises weights to int8, activations dynamically; writes into `folder` and returns the path.
+
+    The embedding tables are more than half of a small model, hence `Gather`. The two matrices after the pooled
+    token are a thousandth of the work and stay in fp32: an error there reaches the logits undamped.
+    """
+    config = QuantizationConfig(
+        is_static=False,
+        format=QuantFormat.QOperator,
+        mode=QuantizationMode.IntegerOps,
+        activations_dtype=QuantType.QUInt8,
+        weights_dtype=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=False,  # needed only before AVX512-VNNI, where int8 products can overflow
+        operators_to_quantize=["MatMul", "Gather"],
+    )
+    quantizer = ORTQuantizer.from_pretrained(encoder.parent, file_name=encoder.name)
+    quantizer.quantize(config, save_dir=folder, file_suffix="int8")
+    return folder / f"{encoder.stem}_int8.onnx"
+
+
+def append_head(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
+    """Adds `probabilities`, `score` and `label` behind `logits`, and the label names as metadata."""
+    graph = model.graph
+    names = helper.make_tensor("label_names", TensorProto.STRING, [len(labels)], [label.encode() for label in labels])
+    graph.initializer.extend([names, helper.make_tensor("label_axis", TensorProto.INT64, [1], [1])])
+    graph.node.extend(
+        [
+            helper.make_node("Softmax", ["logits"], ["probabilities"], name="head_softmax", axis=-1),
+            helper.make_node("ReduceMax", ["probabilities", "label_axis"], ["score"], name="head_score", keepdims=1),
+            helper.make_node("ArgMax", ["logits"], ["label_id"], name="head_argmax", axis=1, keepdims=1),
+            helper.make_node("Gather", ["label_names", "label_id"], ["label"], name="head_label", axis=0),
+        ]
+    )
+    del graph.output[:]
+    for name, kind, width in (
+        ("logits", TensorProto.FLOAT, len(labels)),
+        ("probabilities", TensorProto.FLOAT, len(labels)),
+        ("score", TensorProto.FLOAT, 1),
+        ("label", TensorProto.STRING, 1),
+    ):
+        graph.output.append(helper.make_tensor_value_info(name, kind, ["batch", width]))
+    del model.metadata_props[:]
+    helper.set_model_props(model, {"labels": json.dumps(list(labels))})
+    model.ir_version = IR_VERSION
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def build(checkpoint: Path, precisions: Sequence[str], output: Path, labels: Sequence[str]) -> dict[str, Path]:
+    """Writes `output`/<precision>/model.onnx for each precision, one file each, and returns the paths."""
+    paths = {}
+    with tempfile.TemporaryDirectory(prefix="export-") as scratch:
+        encoder = export_encoder(checkpoint, Path(scratch))
+        for precision in precisions:
+            model = onnx.load(to_int8(encoder, Path(scratch)) if precision == "int8" else encoder)
+            if precision == "fp16":
+                model = to_fp16(model)
+            folder = output / precision
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            paths[precision] = folder / "model.onnx"
+            onnx.save(append_head(model, labels), paths[precision])
+    return paths

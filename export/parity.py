@@ -1,0 +1,211 @@
+"""The parity gate: does an ONNX file still compute what its checkpoint computes? Exit status 1 when it does not.
+
+    python -m export.parity --precision int8 --checkpoint artefacts/mine --onnx artefacts/mine/onnx/int8/model.onnx
+    ... --data test.parquet --num-reviews 1000      # real reviews instead of generated ones
+
+Reviews of realistic, mixed lengths run through torch in fp32 and through ONNX Runtime in padded batches of several
+rows. Checked: largest difference of logits and probabilities, flipped labels, NaN with a fully padded row in the batch,
+that score and label are those of the probabilities, and that a review's answer does not depend on its neighbours.
+Only what was checked is printed; the last line on stdout is one JSON object.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from scipy.special import softmax
+from tqdm import tqdm
+from transformers import DistilBertForSequenceClassification
+
+from export.generated_reviews import generate
+from model_repository.tokenizer.review_text import ReviewEncoder, pad
+
+Floats = npt.NDArray[np.floating[Any]]
+Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+BATCH_SIZE = 8
+NUM_NEIGHBOURS = 31
+NUM_INVARIANCE_BATCHES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """What a precision may differ by; a review flips when its label changes."""
+
+    logits: float
+    """Largest |difference| of a logit from the checkpoint's."""
+    probabilities: float
+    """Largest |difference| of a probability from the checkpoint's."""
+    flipped_share: float
+    """Share of the reviews whose label may differ from the checkpoint's."""
+    neighbours: float
+    """Largest |difference| of a probability between a review alone and among 31 others; within it, of a tie, a label
+    may change as well."""
+
+
+TOLERANCES = {
+    # Order of summation only: 1e-5 is seen, so a hundredfold of it is an error and not noise.
+    "fp32": Tolerance(logits=1e-3, probabilities=1e-3, flipped_share=0.0, neighbours=1e-4),
+    # 11 significant bits in the products, the sums of softmax and layer norm in fp32.
+    "fp16": Tolerance(logits=0.05, probabilities=0.02, flipped_share=0.005, neighbours=0.02),
+    # 8 bits, and each tensor's range is taken from the whole batch, so neighbours change the rounding.
+    "int8": Tolerance(logits=1.5, probabilities=0.25, flipped_share=0.02, neighbours=0.15),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the gate's table."""
+
+    name: str
+    measured: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Not a number never passes."""
+        return bool(self.measured <= self.limit)
+
+
+def _batches(rows: Sequence[list[int]], size: int, description: str) -> Iterator[Tokens]:
+    for start in tqdm(range(0, len(rows), size), desc=description, unit="batch", disable=None):
+        yield pad(rows[start : start + size])
+
+
+def _checkpoint_logits(checkpoint: Path, rows: Sequence[list[int]]) -> Floats:
+    model = DistilBertForSequenceClassification.from_pretrained(checkpoint).eval()
+    with torch.inference_mode():
+        logits = [
+            model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask)).logits.numpy()
+            for input_ids, attention_mask in _batches(rows, BATCH_SIZE, "checkpoint")
+        ]
+    return np.concatenate(logits)  # (N, C)
+
+
+def _runner(onnx_file: Path) -> Callable[[Tokens], dict[str, npt.NDArray[Any]]]:
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
+        inputs = {"input_ids": tokens[0], "attention_mask": tokens[1]}
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return run
+
+
+def _fully_padded_row_is_harmless(run: Callable[[Tokens], dict[str, npt.NDArray[Any]]], rows: list[list[int]]) -> float:
+    """Returns how many numbers are not finite in a batch whose last row is padding only."""
+    input_ids, attention_mask = pad([*rows[: BATCH_SIZE - 1], [0]])
+    attention_mask[-1] = 0
+    outputs = run((input_ids, attention_mask))
+    return float(sum((~np.isfinite(outputs[name])).sum() for name in ("logits", "probabilities", "score")))
+
+
+def _head_errors(outputs: dict[str, npt.NDArray[Any]], labels: Sequence[str]) -> float:
+    """Returns how many reviews have a score or label that is not that of their probabilities."""
+    probabilities = outputs["probabilities"]  # (B, C)
+    expected = np.array(labels, dtype=object)[outputs["logits"].argmax(axis=1)]
+    right = outputs["label"][:, 0] == expected
+    right &= np.isclose(outputs["score"][:, 0], probabilities.max(axis=1), atol=1e-6)
+    right &= np.isclose(probabilities, softmax(outputs["logits"], axis=1), atol=1e-5).all(axis=1)
+    return float((~right).sum())
+
+
+def _neighbour_effect(
+    run: Callable[[Tokens], dict[str, npt.NDArray[Any]]], rows: list[list[int]], tolerance: float
+) -> tuple[float, float]:
+    """Returns the largest |difference| of probabilities, alone against among others, and how many labels it flips."""
+    size = NUM_NEIGHBOURS + 1
+    chosen = rows[: NUM_INVARIANCE_BATCHES * size]
+    together = np.concatenate([run(tokens)["probabilities"] for tokens in _batches(chosen, size, "together")])
+    alone = np.concatenate([run(tokens)["probabilities"] for tokens in _batches(chosen, 1, "alone")])
+    top_two = np.sort(alone, axis=1)[:, -2:]
+    is_tie = top_two[:, 1] - top_two[:, 0] <= 2 * tolerance
+    flipped = (together.argmax(axis=1) != alone.argmax(axis=1)) & ~is_tie
+    return float(np.abs(together - alone).max()), float(flipped.sum())
+
+
+def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: Sequence[str]) -> list[Check]:
+    """Returns every check of `onnx_file` against `checkpoint` over `reviews`, held to the precision's tolerance."""
+    tolerance = TOLERANCES[precision]
+    rows = ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews)
+    labels = list(DistilBertForSequenceClassification.config_class.from_pretrained(checkpoint).id2label.values())
+    expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
+    run = _runner(onnx_file)
+    batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]
+    outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    flipped = (outputs["logits"].argmax(axis=1) != expected.argmax(axis=1)).mean()
+    change, changed_labels = _neighbour_effect(run, rows, tolerance.neighbours)
+    probabilities = np.abs(outputs["probabilities"] - softmax(expected, axis=1)).max()
+    return [
+        Check(
+            name="max |difference of logits|",
+            measured=_max_difference(outputs["logits"], expected),
+            limit=tolerance.logits,
+        ),
+        Check(name="max |difference of probabilities|", measured=float(probabilities), limit=tolerance.probabilities),
+        Check(name="share of labels flipped", measured=float(flipped), limit=tolerance.flipped_share),
+        Check(name="wrong scores or labels", measured=_head_errors(outputs, labels), limit=0.0),
+        Check(name="not finite with a padded row", measured=_fully_padded_row_is_harmless(run, rows), limit=0.0),
+        Check(name=f"max |change among {NUM_NEIGHBOURS} others|", measured=change, limit=tolerance.neighbours),
+        Check(name=f"labels changed among {NUM_NEIGHBOURS} others", measured=changed_labels, limit=0.0),
+    ]
+
+
+def _max_difference(ours: Floats, theirs: Floats) -> float:
+    return float(np.abs(ours - theirs).max())
+
+
+def table(checks: Sequence[Check], precision: str, num_reviews: int) -> str:
+    """Returns the checks as text for people."""
+    lines = [f"{precision}, {num_reviews} reviews in batches of {BATCH_SIZE}: measured <= limit"]
+    for check in checks:
+        verdict = "ok" if check.passed else "BROKEN"
+        lines.append(f"  {check.name:<36} {check.measured:>10.2g} <= {check.limit:<9g} {verdict}")
+    return "\n".join(lines)
+
+
+def read_reviews(data: str | None, num_reviews: int, seed: int) -> list[str]:
+    """Returns generated reviews, or `num_reviews` of the labelled reviews in `data`, drawn with `seed`."""
+    if data is None:
+        return generate(num_reviews, seed)
+    from training.config import Data
+    from training.data import load
+
+    splits = load(Data(source=data))
+    split = splits["test"] if "test" in splits else splits["train"]
+    return list(split.shuffle(seed=seed).select(range(min(num_reviews, len(split))))["text"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face checkpoint folder")
+    parser.add_argument("--onnx", type=Path, required=True, help="ONNX file to check")
+    parser.add_argument("--precision", choices=sorted(TOLERANCES), required=True, help="whose tolerances hold")
+    parser.add_argument("--data", help="parquet or CSV file, folder or hub data set, instead of generated reviews")
+    parser.add_argument("--num-reviews", type=int, default=200, help="how many reviews (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated or drawn reviews (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    reviews = read_reviews(args.data, args.num_reviews, args.seed)
+    checks = compare(args.checkpoint, args.onnx, args.precision, reviews)
+    print(table(checks, args.precision, len(reviews)))
+    print(json.dumps({check.name: check.measured for check in checks}))
+    return 0 if all(check.passed for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
