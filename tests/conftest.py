@@ -4,10 +4,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import serving
 
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
+
+# Examples are not timed: how long one takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +25,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint as the graph that is served."""
-    import tiny_model
+    """The tiny checkpoint as the graph that is served, in fp32."""
+    from export import graph
 
-    return tiny_model.make_onnx(tiny_checkpoint, tmp_path_factory.mktemp("onnx") / "model.onnx")
+    return graph.build(tiny_checkpoint, ["fp32"], tmp_path_factory.mktemp("onnx"), ["negative", "positive"])["fp32"]
 
 
 @pytest.fixture(scope="session")

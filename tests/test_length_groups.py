@@ -51,4 +51,4 @@ def test_the_order_of_arrival_changes_no_group(lengths: list[int], max_tokens: i
     ],
 )
 def test_groups_of_typical_batches(lengths: list[int], expected: list[list[int]]) -> None:
-    assert list(length_groups(lengths, max_group_tokens=512, max_padding_percent=10)) == expected
+    assert list(length_groups(lengths, max_group_tokens=256, max_padding_percent=10)) == expected

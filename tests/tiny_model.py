@@ -1,11 +1,8 @@
-"""A model small enough to make in seconds: checkpoint, tokenizer, ONNX file. Its answers mean nothing, but differ."""
+"""A checkpoint small enough to make in seconds, tokenizer included. Its answers mean nothing, but differ."""
 
 from pathlib import Path
-from typing import Any
 
-import onnx
 import torch
-from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizerFast
 
@@ -54,46 +51,3 @@ def make_checkpoint(folder: Path) -> Path:
         model.classifier.bias -= torch.cat([model(input_ids=row).logits for row in rows]).mean(dim=0)
     model.save_pretrained(folder)
     return folder
-
-
-class _Logits(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-def make_onnx(checkpoint: Path, path: Path) -> Path:
-    """Writes `checkpoint` as the served graph: ids and mask in; logits, probabilities, score and label out."""
-    model = DistilBertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
-    ids = torch.ones((2, 8), dtype=torch.int64)
-    axes = {0: "batch", 1: "sequence"}
-    torch.onnx.export(
-        _Logits(model),
-        (ids, ids),
-        str(path),
-        input_names=["input_ids", "attention_mask"],
-        output_names=["logits"],
-        dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": {0: "batch"}},
-        opset_version=17,
-        dynamo=False,
-    )
-    served = onnx.load(path)
-    labels = [model.config.id2label[index].encode() for index in range(2)]
-    served.graph.initializer.append(helper.make_tensor("labels", TensorProto.STRING, [2], labels))
-    served.graph.node.extend(
-        [
-            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
-            helper.make_node("ReduceMax", ["probabilities"], ["score"], axes=[1], keepdims=1),
-            helper.make_node("ArgMax", ["probabilities"], ["label_index"], axis=1, keepdims=1),
-            helper.make_node("Gather", ["labels", "label_index"], ["label"], axis=0),
-        ]
-    )
-    for name, kind, width in (("probabilities", "FLOAT", 2), ("score", "FLOAT", 1), ("label", "STRING", 1)):
-        shape = ["batch", width]
-        served.graph.output.append(helper.make_tensor_value_info(name, TensorProto.DataType.Value(kind), shape))
-    onnx.checker.check_model(served)
-    onnx.save(served, path)
-    return path

@@ -1,7 +1,7 @@
 """Which reviews run together: pure arithmetic on token counts.
 
-On a CPU a batch saves a fixed cost per run, and padding wastes work in proportion to its tokens. So short reviews of
-like length are worth running together, and long ones are not: the group limits below state where that turns.
+On a CPU a run has a fixed cost, which some hundred tokens outweigh, and padding costs what tokens cost. So short
+reviews of like length are worth running together; long ones are as fast alone, and answer sooner.
 """
 
 from collections.abc import Iterator, Sequence
