@@ -104,6 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
     parser.add_argument("--log-file", type=Path, default=LOG_FILE, metavar="FILE", help="Triton's log, PORT for HTTP's")
     options = parser.parse_args(argv)
+    options.address = "127.0.0.1" if options.address == "localhost" else options.address
     options.log_file = options.log_file.with_name(options.log_file.name.replace("PORT", str(options.http_port)))
     return options
 

@@ -1,4 +1,4 @@
-"""Starts the real serve.py on free ports, and talks to it without any client library."""
+"""Starts the real serve.py on free ports, and asks it."""
 
 import json
 import os
@@ -11,6 +11,9 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SERVE_PYTHON = os.environ.get("SERVE_PYTHON", sys.executable)
@@ -93,3 +96,33 @@ def _send(request: urllib.request.Request) -> tuple[int, str]:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def generate(server: Server, text: Any) -> tuple[int, Any]:
+    """Returns status and answer of the simple API; `text` is a review or a list of them."""
+    return post(f"{server.http_url}/v2/models/sentiment/generate", {"text": text})
+
+
+def infer(server: Server, inputs: list[dict[str, Any]], model: str = "sentiment") -> tuple[int, Any]:
+    """Returns status and answer of the KServe protocol in JSON."""
+    return post(f"{server.http_url}/v2/models/{model}/infer", {"inputs": inputs})
+
+
+def texts(reviews: list[str]) -> list[dict[str, Any]]:
+    """Returns the input tensor of `infer` for `reviews`."""
+    return [{"name": "text", "datatype": "BYTES", "shape": [len(reviews), 1], "data": reviews}]
+
+
+def probabilities(server: Server, reviews: list[str]) -> npt.NDArray[np.float64]:
+    """Returns the answers of one request (B, 2)."""
+    status, answer = infer(server, texts(reviews))
+    assert status == 200, answer
+    (output,) = [output for output in answer["outputs"] if output["name"] == "probabilities"]
+    return np.array(output["data"]).reshape(output["shape"])
+
+
+def triton_request(client: Any, raw_texts: list[bytes]) -> Any:
+    """Returns the input tensor of tritonclient; `client` is its module for HTTP or gRPC."""
+    tensor = client.InferInput("text", [len(raw_texts), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(raw_texts, dtype=np.object_).reshape(-1, 1))
+    return tensor
