@@ -78,8 +78,8 @@ class Training(_Section):
     """`auto` takes bf16 where the GPU or the CPU computes in it, else fp32."""
     num_evaluations: int = Field(default=6, gt=0)
     """Evaluations on the validation reviews, evenly spaced; the best checkpoint of these is kept."""
-    early_stopping_patience: int = Field(default=3, gt=0)
-    """Evaluations without a better validation accuracy after which training stops."""
+    early_stopping_patience: int = Field(default=6, gt=0)
+    """Evaluations without a lower validation loss after which training stops."""
 
 
 class Config(_Section):

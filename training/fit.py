@@ -74,7 +74,8 @@ def _arguments(config: Config, folder: Path, num_train: int, show_progress: bool
         save_steps=steps_between_evaluations,
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
+        metric_for_best_model="loss",  # of a thousand reviews it tells more than the count of right answers
+        greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(25, steps_between_evaluations)),
         disable_tqdm=not show_progress,

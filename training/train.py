@@ -87,7 +87,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[str, Any]:
     """Trains as `config` says, fills `folder`, and returns the manifest."""
-    started, started_at = time.monotonic(), utc_now()
+    started_at = _started_at(folder / "state" / "started_at")
     transformers.set_seed(config.seed)
     splits = data.split(config.data, config.seed)
     sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
@@ -107,7 +107,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     log.info("%s parameters, bf16 %s", f"{model.num_parameters():,}", trainer.args.bf16)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     model.save_pretrained(folder)  # the Trainer has put the best weights back into it
-    best = {"step": trainer.state.best_global_step, "validation_accuracy": trainer.state.best_metric}
+    best = {"step": trainer.state.best_global_step, "validation_loss": trainer.state.best_metric}
     log.info("best on validation: %s; scoring the test reviews", best)
     metrics = score(CheckpointScorer(folder), splits.test["text"], splits.test["label"])
     _write_json(folder / "metrics_test.json", metrics)
@@ -127,13 +127,21 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
         "versions": versions(*_PACKAGES),
         "git_revision": git_revision(),
         "hardware": {"cpus": os.cpu_count(), "device": str(trainer.args.device)},
-        "started_at": started_at,
-        "wall_time_s": round(time.monotonic() - started, 1),
+        "finished_at": utc_now(),
+        "wall_time_s": round(time.time() - started_at, 1),  # from the first start, interruptions included
         "resumed": resume_from is not None,
     }
     _write_json(folder / "manifest.json", manifest)
     shutil.rmtree(folder / "state")
     return manifest
+
+
+def _started_at(path: Path) -> float:
+    """Returns when this run first started (Unix time), which a resumed run reads from its state."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(time.time()), encoding="utf-8")
+    return float(path.read_text(encoding="utf-8"))
 
 
 def _rows(split: datasets.Dataset) -> Iterator[tuple[str, int]]:
