@@ -37,6 +37,9 @@ check: $(DEV_VENV)/.ready ## Lint and types
 	@$(DEV_VENV)/bin/ruff format --check .
 	@$(DEV_VENV)/bin/ruff check .
 	@$(DEV_VENV)/bin/mypy
+	@# Triton calls both files model.py, so each is checked by itself, with its step's folder on the path.
+	@for step in tokenizer classifier; do MYPYPATH=model_repository/$$step $(DEV_VENV)/bin/mypy \
+	  --no-explicit-package-bases --no-namespace-packages model_repository/$$step/1/model.py || exit 1; done
 
 train: $(DEV_VENV)/.ready ## Fine-tune (CONFIG=training/configs/smoke.yaml TRAIN_ARGS="-o ...")
 	@$(DEV_VENV)/bin/python -m training.train --config $(or $(CONFIG),training/configs/smoke.yaml) $(TRAIN_ARGS)

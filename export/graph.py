@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -89,7 +90,8 @@ def to_int8(encoder: Path, folder: Path) -> Path:
 def append_head(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
     """Adds `probabilities`, `score` and `label` behind `logits`, and the label names as metadata."""
     graph = model.graph
-    names = helper.make_tensor("label_names", TensorProto.STRING, [len(labels)], [label.encode() for label in labels])
+    encoded: list[Any] = [label.encode() for label in labels]
+    names = helper.make_tensor("label_names", TensorProto.STRING, [len(labels)], encoded)
     graph.initializer.extend([names, helper.make_tensor("label_axis", TensorProto.INT64, [1], [1])])
     graph.node.extend(
         [

@@ -51,7 +51,8 @@ def read_labels(checkpoint: Path) -> list[str]:
             f"{checkpoint} is a {model_type!r}, expected 'distilbert'; training.train folds BERT into one"
         )
     config = DistilBertConfig.from_pretrained(checkpoint)
-    return [config.id2label[index] for index in range(config.num_labels)]
+    id2label: dict[int, str] = config.id2label or {}
+    return [id2label[index] for index in range(config.num_labels)]
 
 
 def _source(checkpoint: Path) -> dict[str, Any]:

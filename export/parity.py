@@ -23,7 +23,7 @@ import onnxruntime
 import torch
 from scipy.special import softmax
 from tqdm import tqdm
-from transformers import DistilBertForSequenceClassification
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
@@ -136,7 +136,7 @@ def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: Sequence
     """Returns every check of `onnx_file` against `checkpoint` over `reviews`, held to the precision's tolerance."""
     tolerance = TOLERANCES[precision]
     rows = ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews)
-    labels = list(DistilBertForSequenceClassification.config_class.from_pretrained(checkpoint).id2label.values())
+    labels = list((DistilBertConfig.from_pretrained(checkpoint).id2label or {}).values())
     expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
     run = _runner(onnx_file)
     batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]

@@ -80,6 +80,11 @@ def test_both_protocols_agree(server: serving.Server) -> None:
         assert_alike(grpc.predict(REVIEWS), http.predict(REVIEWS))
 
 
+def test_a_batch_of_many_megabytes_passes(method: Callable[[str], Ask]) -> None:
+    long = "word " * 200_000
+    assert len(method("predict")([long] * 6)) == 6
+
+
 def test_many_requests_in_flight_get_their_own_answers(url: str) -> None:
     async def run() -> list[list[Prediction]]:
         async with AsyncSentimentClient(url, max_in_flight=16) as client:
