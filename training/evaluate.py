@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from clients.errors import SentimentError
 from training import data
 from training.config import Data
 from training.metrics import classification_metrics
 from training.provenance import utc_now
-from training.scorers import CheckpointScorer, OnnxScorer, Scorer, ServerScorer
+from training.scorers import CheckpointScorer, OnnxScorer, Scorer, ServerScorer, TokenizerNotFoundError
 
 
 class ModelPathError(ValueError):
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["metrics"] = score(scorer, reviews, labels)
             result["wall_time_s"] = round(time.monotonic() - started, 1)
             _print_metrics(result["metrics"], scorer.labels)
-    except (ModelPathError, data.DataError) as error:
+    except (ModelPathError, TokenizerNotFoundError, data.DataError, SentimentError) as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return 2
     if args.output_json:

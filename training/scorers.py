@@ -17,8 +17,9 @@ from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 Probabilities = npt.NDArray[np.floating[Any]]
 
-_ROOT = Path(__file__).resolve().parent.parent
-_INSTALLED_TOKENIZER = _ROOT / "model_repository" / "tokenizer" / "1" / "tokenizer.json"
+
+class TokenizerNotFoundError(ValueError):
+    """No tokenizer.json belongs to an ONNX file; the message says where one was looked for."""
 
 
 class Scorer(Protocol):
@@ -85,16 +86,33 @@ class CheckpointScorer(_EncodedScorer):
         return torch.softmax(logits, dim=-1).cpu().numpy()
 
 
+def _find_tokenizer(onnx_file: Path) -> Path:
+    """Returns the tokenizer.json of `onnx_file`: beside it, in its checkpoint, or installed with it."""
+    folder = onnx_file.resolve().parent
+    root = folder.parent.parent  # of <checkpoint>/onnx/int8/model.onnx, or of <repository>/classifier/1/model.onnx
+    candidates = [folder / "tokenizer.json", root / "tokenizer.json", root / "tokenizer" / "1" / "tokenizer.json"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = ", ".join(map(str, candidates))
+    raise TokenizerNotFoundError(
+        f"{onnx_file} has no tokenizer.json: looked for {looked}; put the checkpoint's beside it"
+    )
+
+
 class OnnxScorer(_EncodedScorer):
-    """An ONNX file with outputs `probabilities` and `label`, computed by ONNX Runtime on the CPU."""
+    """An ONNX file with outputs `probabilities` and `label`, computed by ONNX Runtime on the CPU.
+
+    Raises:
+        TokenizerNotFoundError: no tokenizer.json beside it, in its checkpoint, or in its model repository.
+    """
 
     name = "onnx"
 
-    def __init__(self, path: Path, tokenizer_file: Path | None = None, batch_size: int = 8) -> None:
+    def __init__(self, path: Path, batch_size: int = 8) -> None:
         import onnxruntime
 
-        beside = path.parent / "tokenizer.json"
-        super().__init__(tokenizer_file or (beside if beside.exists() else _INSTALLED_TOKENIZER), batch_size)
+        super().__init__(_find_tokenizer(path), batch_size)
         self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.labels = json.loads(self._session.get_modelmeta().custom_metadata_map["labels"])
 

@@ -1,0 +1,53 @@
+"""One interface over checkpoint, ONNX file and running server: the same reviews give the same figures."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from serving import Server
+
+from training import evaluate
+
+REVIEWS = Path(__file__).resolve().parent.parent / "training" / "configs" / "smoke_reviews.csv"
+
+
+def evaluate_json(model: Path | str, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+    """Returns the last line that `python -m training.evaluate` prints, parsed."""
+    assert evaluate.main(["--model-path", str(model), *options]) == 0
+    result: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+def test_checkpoint_onnx_and_server_score_alike(
+    tiny_checkpoint: Path, tiny_onnx: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(tiny_checkpoint / "tokenizer.json", tiny_onnx.parent)
+    models = (tiny_checkpoint, tiny_onnx, server.grpc_url, server.http_url)
+    checkpoint, *others = (evaluate_json(model, capsys, "--data", str(REVIEWS))["metrics"] for model in models)
+    assert isinstance(checkpoint, dict)
+    assert 0 < checkpoint["accuracy"] < 1, "a model that always says the same proves nothing"
+    for other in others:
+        assert isinstance(other, dict)
+        assert other.pop("loss") == pytest.approx(checkpoint["loss"], abs=1e-4)
+        assert other == {name: value for name, value in checkpoint.items() if name != "loss"}
+
+
+def test_examples_are_labelled_by_a_running_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = evaluate_json(server.grpc_url, capsys, "--examples", "Amazing movie!", "Terrible film.")["examples"]
+    assert isinstance(answers, list)
+    assert [answer["review"] for answer in answers] == ["Amazing movie!", "Terrible film."]
+    assert {answer["label"] for answer in answers} <= {"negative", "positive"}
+
+
+def test_a_server_that_is_not_there_is_an_error_with_its_url(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--model-path", "grpc://127.0.0.1:1", "--examples", "fine"]) == 2
+    assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_an_onnx_file_without_a_tokenizer_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lonely = tmp_path / "a" / "b" / "model.onnx"
+    lonely.parent.mkdir(parents=True)
+    lonely.touch()
+    assert evaluate.main(["--model-path", str(lonely), "--examples", "fine"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
