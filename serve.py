@@ -80,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with triton(options) as server:
             url = f"http://{_local(options.address)}:{options.http_port}/v2/models/sentiment/generate"
             answer = first_answer(server, url)
-            print(
-                f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {options.log_file}"
-            )
+            log = os.path.relpath(options.log_file)
+            print(f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {log}")
             print(f"\n  curl -s {url} \\\n    -d '{json.dumps(SAMPLE)}'\n  {answer}\n")
             print(f"gRPC {options.address}:{options.grpc_port}, metrics :{options.metrics_port}/metrics", flush=True)
             raise ServeError(wait_for_death(server))
