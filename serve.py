@@ -211,6 +211,7 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         # The python3 found first decides which packages the models see.
         "PATH": f"{sys.exec_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
+        "ORT_DISABLE_TELEMETRY": "1",  # else ONNX Runtime 1.32 writes a device id and a database to ~/.cache
     }
     shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
     options.log_file.parent.mkdir(parents=True, exist_ok=True)
