@@ -72,8 +72,10 @@ class _ManPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHe
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until a signal comes or Triton dies; returns the exit code."""
     options = _parse(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # they all end in KeyboardInterrupt
+    # All end in KeyboardInterrupt: SIGINT too, which a script's background job starts with ignored; not nohup's SIGHUP.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     started_s = time.monotonic()
     try:
         check(options)

@@ -72,7 +72,9 @@ def start(repository: Path, log_file: Path) -> Server:
     home = log_file.parent / "home"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home)}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, as by a job that a script starts with &
     process = subprocess.Popen(command(repository, log_file, ports), stdout=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     announcement = ""
     for line in process.stdout:
