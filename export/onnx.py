@@ -27,7 +27,7 @@ from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
 from model_repository.tokenizer.review_text import ReviewEncoder
 from training.provenance import git_revision, sha256_file, utc_now, versions
 
-_PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "tokenizers")
+_PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers")
 
 
 class CheckpointError(ValueError):
@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.checkpoint)
     output = args.output_dir or args.checkpoint / "onnx"
     print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
-    files = graph.build(args.checkpoint, args.precision, output, labels)
+    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train")
+    files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
     reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
     results, passed = _check(args.checkpoint, files, reviews)
     manifest = describe(args.checkpoint, labels, results)
@@ -125,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--install", choices=graph.PRECISIONS, default="int8", help="which to install (%(default)s)")
     parser.add_argument("--no-install", action="store_true", help="leave the model repository alone")
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository (%(default)s)")
+    parser.add_argument(
+        "--calibration-data", help="int8's ranges from the training reviews here instead of generated ones"
+    )
     parser.add_argument("--data", help="parity on reviews from here (file, folder, hub) instead of generated ones")
     parser.add_argument("--num-reviews", type=int, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews (%(default)s)")

@@ -26,10 +26,12 @@ from tqdm import tqdm
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from export.generated_reviews import generate
+from model_repository.classifier.engine import Engine
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 Floats = npt.NDArray[np.floating[Any]]
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+OUTPUTS = ("logits", "probabilities", "score", "label")
 BATCH_SIZE = 8
 NUM_NEIGHBOURS = 31
 NUM_INVARIANCE_BATCHES = 2
@@ -90,13 +92,17 @@ def _checkpoint_logits(checkpoint: Path, rows: Sequence[list[int]]) -> Floats:
     return np.concatenate(logits)  # (N, C)
 
 
-def _runner(onnx_file: Path) -> Callable[[Tokens], dict[str, npt.NDArray[Any]]]:
-    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+def _runner(onnx_file: Path, precision: str) -> Callable[[Tokens], dict[str, npt.NDArray[Any]]]:
+    """Returns what runs the file where it is served: OpenVINO for int8, ONNX Runtime (in containers) for the others."""
+    infer: Callable[..., list[npt.NDArray[Any]]]
+    if precision == "int8":
+        infer = Engine(onnx_file, num_threads=0).run
+    else:
+        infer = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"]).run
 
     def run(tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
         inputs = {"input_ids": tokens[0], "attention_mask": tokens[1]}
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        return dict(zip(OUTPUTS, infer(OUTPUTS, inputs), strict=True))
 
     return run
 
@@ -144,7 +150,7 @@ def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: Sequence
     rows = _mix_lengths(ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews))
     labels = list((DistilBertConfig.from_pretrained(checkpoint).id2label or {}).values())
     expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
-    run = _runner(onnx_file)
+    run = _runner(onnx_file, precision)
     batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]
     outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     flipped = (outputs["logits"].argmax(axis=1) != expected.argmax(axis=1)).mean()
@@ -178,16 +184,16 @@ def table(checks: Sequence[Check], precision: str, num_reviews: int) -> str:
     return "\n".join(lines)
 
 
-def read_reviews(data: str | None, num_reviews: int, seed: int) -> list[str]:
-    """Returns generated reviews, or `num_reviews` of the labelled reviews in `data`, drawn with `seed`."""
+def read_reviews(data: str | None, num_reviews: int, seed: int, split: str = "test") -> list[str]:
+    """Returns generated reviews, or `num_reviews` of `data`'s `split` (`train` where it has no other), drawn with `seed`."""
     if data is None:
         return generate(num_reviews, seed)
     from training.config import Data
     from training.data import load
 
     splits = load(Data(source=data))
-    split = splits["test"] if "test" in splits else splits["train"]
-    return list(split.shuffle(seed=seed).select(range(min(num_reviews, len(split))))["text"])
+    chosen = splits[split] if split in splits else splits["train"]
+    return list(chosen.shuffle(seed=seed).select(range(min(num_reviews, len(chosen))))["text"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -101,7 +101,7 @@ def _find_tokenizer(onnx_file: Path) -> Path:
 
 
 class OnnxScorer(_EncodedScorer):
-    """An ONNX file with outputs `probabilities` and `label`, computed by ONNX Runtime on the CPU.
+    """An ONNX file with outputs `probabilities` and `label`, computed by the served classifier's engine.
 
     Raises:
         TokenizerNotFoundError: no tokenizer.json beside it, in its checkpoint, or in its model repository.
@@ -110,15 +110,18 @@ class OnnxScorer(_EncodedScorer):
     name = "onnx"
 
     def __init__(self, path: Path, batch_size: int = 8) -> None:
-        import onnxruntime
+        import onnx
+
+        from model_repository.classifier.engine import Engine
 
         super().__init__(_find_tokenizer(path), batch_size)
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.labels = json.loads(self._session.get_modelmeta().custom_metadata_map["labels"])
+        self._engine = Engine(path, num_threads=0)
+        metadata = onnx.load(path, load_external_data=False).metadata_props
+        self.labels = json.loads({entry.key: entry.value for entry in metadata}["labels"])
 
     def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self._session.run(["probabilities"], inputs)[0]
+        return self._engine.run(["probabilities"], inputs)[0]
 
 
 class ServerScorer:

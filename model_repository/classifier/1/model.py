@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+from engine import Engine
 from length_groups import length_groups
 
 Ids = npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ class TritonPythonModel:
         self._max_group_tokens = int(parameters["max_group_tokens"])
         self._max_padding_percent = float(parameters["max_padding_percent"])
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        self._session = _open(version_dir / "model.onnx", int(parameters["intra_op_num_threads"]))
+        self._engine = Engine(version_dir / "model.onnx", int(parameters["num_threads"]))
         self._run([np.zeros(length, dtype=np.int64) for length in (8, 16, 16)])
         self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
             name="sentiment_classifier_tokens",
@@ -75,7 +75,7 @@ class TritonPythonModel:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
         try:
             outputs = self._run(rows)
-        except Exception as error:  # ONNX Runtime's own exceptions share no narrower base class
+        except Exception as error:  # OpenVINO raises RuntimeError, the engine ValueError, and what else may come is no other review's fault
             return [str(error)] if len(rows) == 1 else [answer for row in rows for answer in self._answer([row])]
         num_tokens = sum(map(len, rows))
         self._review_tokens.increment(num_tokens)
@@ -89,21 +89,7 @@ class TritonPythonModel:
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = row
             attention_mask[index, : len(row)] = 1
-        outputs: list[npt.NDArray[Any]] = self._session.run(
-            OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask}
-        )
-        return outputs
-
-
-def _open(model_file: Path, intra_op_num_threads: int) -> onnxruntime.InferenceSession:
-    """Returns a CPU session whose threads and memory are set for many small runs of changing shape."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = intra_op_num_threads
-    options.inter_op_num_threads = 1  # the graph is a chain: nothing to run side by side
-    options.enable_mem_pattern = False  # plans memory per input shape, and hardly two runs share one
-    # A thread that spins while it waits takes 30 to 70 % more core time, from the tokenizer and from Triton too.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
+        return self._engine.run(OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask})
 
 
 def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
