@@ -1,5 +1,7 @@
 """From a fine-tuned checkpoint to the ONNX files that are served, through a parity gate, into the model repository."""
 
 import os
+import sys
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported, which reads it once
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # nncf and openvino report through it

@@ -76,13 +76,11 @@ def to_int8(model: onnx.ModelProto, calibration: Sequence[Tokens]) -> onnx.Model
     """Returns the graph with int8 weights and activations between Quantize and Dequantize nodes.
 
     The activations' ranges come from `calibration` and are constants of the graph, so a review's answer does not depend
-    on its neighbours, as it would if each batch took its own range. NNCF sets the transformer's ranges with SmoothQuant and
+    on its neighbours, as it would if each batch took its own range. NNCF evens out the activations (SmoothQuant) and
     corrects the biases; the embedding tables, more than half of a small model, are int8 too.
     """
     batches = [{"input_ids": input_ids, "attention_mask": attention_mask} for input_ids, attention_mask in calibration]
-    return nncf.quantize(
-        model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches)
-    )
+    return nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
 
 
 def append_head(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:

@@ -27,7 +27,17 @@ from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
 from model_repository.tokenizer.review_text import ReviewEncoder
 from training.provenance import git_revision, sha256_file, utc_now, versions
 
-_PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime", "openvino", "nncf", "tokenizers")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tokenizers",
+)
 
 
 class CheckpointError(ValueError):

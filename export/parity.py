@@ -185,7 +185,7 @@ def table(checks: Sequence[Check], precision: str, num_reviews: int) -> str:
 
 
 def read_reviews(data: str | None, num_reviews: int, seed: int, split: str = "test") -> list[str]:
-    """Returns generated reviews, or `num_reviews` of `data`'s `split` (`train` where it has no other), drawn with `seed`."""
+    """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other)."""
     if data is None:
         return generate(num_reviews, seed)
     from training.config import Data

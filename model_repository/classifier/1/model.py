@@ -75,7 +75,7 @@ class TritonPythonModel:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
         try:
             outputs = self._run(rows)
-        except Exception as error:  # OpenVINO raises RuntimeError, the engine ValueError, and what else may come is no other review's fault
+        except Exception as error:  # whatever it is, it must not reach the group's other rows
             return [str(error)] if len(rows) == 1 else [answer for row in rows for answer in self._answer([row])]
         num_tokens = sum(map(len, rows))
         self._review_tokens.increment(num_tokens)
