@@ -27,7 +27,7 @@ LABELS_REPOSITORY = FOLDER / "tensorrt"
 RESTRICTED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
 STACK_BYTES = 64 << 20
-"""Of each server thread: Triton's HTTP library copies a form body, which is what `curl -d` sends, to the stack twice."""
+"""Of each server thread: Triton's HTTP library copies a form body (what `curl -d` sends) to the stack twice."""
 
 
 def choose_configuration(wanted: str, on_mismatch: str, repository: Path) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503  (execvp does not return)
     """Runs the command line; does not return when the server starts."""
     parser = _parser()
     args = parser.parse_args(argv)
