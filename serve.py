@@ -72,17 +72,18 @@ class _ManPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHe
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until a signal comes or Triton dies; returns the exit code."""
     options = _parse(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # they all end in KeyboardInterrupt
+    # All end in KeyboardInterrupt: SIGINT too, which a script's background job starts with ignored; not nohup's SIGHUP.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     started_s = time.monotonic()
     try:
         check(options)
         with triton(options) as server:
             url = f"http://{_local(options.address)}:{options.http_port}/v2/models/sentiment/generate"
             answer = first_answer(server, url)
-            print(
-                f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {options.log_file}"
-            )
+            log = os.path.relpath(options.log_file)
+            print(f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {log}")
             print(f"\n  curl -s {url} \\\n    -d '{json.dumps(SAMPLE)}'\n  {answer}\n")
             print(f"gRPC {options.address}:{options.grpc_port}, metrics :{options.metrics_port}/metrics", flush=True)
             raise ServeError(wait_for_death(server))
@@ -212,6 +213,7 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
         "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
         # The python3 found first decides which packages the models see.
         "PATH": f"{sys.exec_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
+        "ORT_DISABLE_TELEMETRY": "1",  # else ONNX Runtime 1.32 writes a device id and a database to ~/.cache
     }
     shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
     options.log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,8 @@ class Server:
     process: subprocess.Popen[str]
     ports: dict[str, int]
     announcement: str
+    home: Path
+    """$HOME of the server, an empty folder before it started."""
 
     @property
     def http_url(self) -> str:
@@ -67,13 +69,18 @@ def command(repository: Path, log_file: Path, ports: dict[str, int]) -> list[str
 def start(repository: Path, log_file: Path) -> Server:
     """Starts serve.py and returns once it has announced its first prediction."""
     ports = free_ports()
-    process = subprocess.Popen(command(repository, log_file, ports), stdout=subprocess.PIPE, text=True)
+    home = log_file.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(home)}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, as by a job that a script starts with &
+    process = subprocess.Popen(command(repository, log_file, ports), stdout=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     announcement = ""
     for line in process.stdout:
         announcement += line
         if line.startswith("gRPC "):
-            return Server(process, ports, announcement)
+            return Server(process, ports, announcement, home)
     raise AssertionError(f"serve.py ended with {process.wait()}:\n{announcement}\n{log_file.read_text()}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ LABELS = ["negative", "positive"]
 @pytest.fixture(scope="module")
 def files(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return graph.build(tiny_checkpoint, graph.PRECISIONS, tmp_path_factory.mktemp("onnx"), LABELS)
+
+
+@pytest.fixture(autouse=True)
+def more_int8_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights put far more reviews near a tie, where rounding decides, than trained ones."""
+    monkeypatch.setitem(parity.TOLERANCES, "int8", replace(parity.TOLERANCES["int8"], flipped_share=0.1))
 
 
 def gate(checkpoint: Path, file: Path, precision: str = "fp32") -> int:

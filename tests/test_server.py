@@ -117,3 +117,9 @@ def test_metrics_tell_tokens_from_padding(server: Server) -> None:
     assert re.search(r'^sentiment_classifier_tokens\{kind="review"\} [1-9]', metrics, re.MULTILINE)
     assert 'sentiment_classifier_tokens{kind="padding"}' in metrics
     assert "sentiment_reviews_filling_window" in metrics
+
+
+def test_nothing_is_written_to_the_home_folder(server: Server) -> None:
+    """ONNX Runtime's telemetry would put a device id and a database there."""
+    assert generate(server, REVIEWS[0])[0] == 200
+    assert list(server.home.rglob("*")) == []

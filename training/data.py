@@ -5,6 +5,7 @@ Sources: a hub name (`stanfordnlp/imdb`), one parquet or CSV file, or a folder w
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
@@ -71,25 +72,19 @@ def _normalise(split: Dataset, data: Data) -> Dataset:
                 f"{data.source}: no column {column!r}; columns are {split.column_names}: set data.text_column and "
                 "data.label_column"
             )
-    split = split.select_columns([data.text_column, data.label_column])
-    if data.text_column != "text":
-        split = split.rename_column(data.text_column, "text")
-    if data.label_column != "label":
-        split = split.rename_column(data.label_column, "label")
-    return _with_label_ids(split, data)
+    return _with_label_ids(split[data.text_column][:], split[data.label_column][:], data)
 
 
-def _with_label_ids(split: Dataset, data: Data) -> Dataset:
-    column = split["label"][:]
+def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Dataset:
     ids: dict[object, int] = {label: index for index, label in enumerate(data.labels)}
     ids |= {index: index for index in ids.values()}
-    unknown = sorted({str(label) for label in column if label not in ids})
+    unknown = sorted({str(label) for label in labels if label not in ids})
     if unknown:
         raise DataError(
             f"{data.source}: labels {unknown[:10]} are neither names in {data.labels} nor their ids; set data.labels"
         )
     features = Features({"text": Value("string"), "label": ClassLabel(names=data.labels)})
-    return Dataset.from_dict({"text": split["text"][:], "label": [ids[label] for label in column]}, features=features)
+    return Dataset.from_dict({"text": reviews, "label": [ids[label] for label in labels]}, features=features)
 
 
 def split(data: Data, seed: int) -> Splits:

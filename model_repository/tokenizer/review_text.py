@@ -49,7 +49,7 @@ def decode(raw: bytes) -> str:
 
 
 def clean(review: str) -> str:
-    """Returns `review` with each HTML tag replaced by a space; cleaning twice changes nothing more."""
+    """Returns `review` with each HTML tag replaced by a space."""
     return _HTML_TAG.sub(" ", review)
 
 
