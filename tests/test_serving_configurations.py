@@ -23,7 +23,7 @@ from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths
 
 CONFIGURATIONS = ("onnxruntime", "tensorrt")
 LABELS = serving.CHECKOUT / "docker" / "tensorrt" / "labels"
-STAND_IN = '''"""Runs an ONNX file as a native backend would: one tensor for the whole execution, requests of one width only."""
+STAND_IN = '''"""Runs an ONNX file as a native backend would: one tensor an execution, one width only."""
 import json
 
 import numpy as np
