@@ -87,9 +87,7 @@ def fixed_widths(multiple: int, max_length: int) -> list[int]:
     return [*range(multiple, max_length, multiple), max_length]
 
 
-def pad(
-    rows: Sequence[Sequence[int]], width: int | None = None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pad(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Returns input_ids and attention_mask (B, T), int64; padding id 0 is BERT's [PAD].
 
     T is `width`, which no row may exceed, or the longest row's length.
