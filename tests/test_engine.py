@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 import onnxruntime
 import pytest
-import serve
 from google.protobuf import text_format
 from tiny_model import REVIEWS
 
+import serve
 from export import engine_manifest, graph, parity
 from export import tensorrt as export_tensorrt
 from export.engine_graph import GraphError, graph_precision
