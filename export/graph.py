@@ -11,7 +11,7 @@ logits, and the head must stay in fp32 and be the same, once, in every precision
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 from optimum.exporters.onnx import onnx_export_from_model
-from transformers import DistilBertForSequenceClassification
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
@@ -83,8 +83,17 @@ def to_int8(model: onnx.ModelProto, calibration: Sequence[Tokens]) -> onnx.Model
     return nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
 
 
-def append_head(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
-    """Adds `probabilities`, `score` and `label` behind `logits`, and the label names as metadata."""
+def input_limits(checkpoint: Path) -> dict[str, int]:
+    """Returns `vocab_size` and `max_tokens`, the rows of the tables that ids and their positions look up.
+
+    They travel as the file's metadata, since not every runtime refuses what lies beyond.
+    """
+    config = DistilBertConfig.from_pretrained(checkpoint)
+    return {"vocab_size": config.vocab_size, "max_tokens": config.max_position_embeddings}
+
+
+def append_head(model: onnx.ModelProto, labels: Sequence[str], limits: Mapping[str, int]) -> onnx.ModelProto:
+    """Adds `probabilities`, `score` and `label` behind `logits`; label names and `limits` become metadata."""
     graph = model.graph
     encoded: list[Any] = [label.encode() for label in labels]
     names = helper.make_tensor("label_names", TensorProto.STRING, [len(labels)], encoded)
@@ -106,7 +115,8 @@ def append_head(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProt
     ):
         graph.output.append(helper.make_tensor_value_info(name, kind, ["batch", width]))
     del model.metadata_props[:]
-    helper.set_model_props(model, {"labels": json.dumps(list(labels))})
+    sizes = {name: str(limit) for name, limit in limits.items()}
+    helper.set_model_props(model, {"labels": json.dumps(list(labels)), **sizes})
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -125,6 +135,7 @@ def build(
     """
     paths = {}
     reviews = generate(NUM_CALIBRATION_REVIEWS, seed=1) if calibration_reviews is None else calibration_reviews
+    limits = input_limits(checkpoint)
     with tempfile.TemporaryDirectory(prefix="export-") as scratch:
         encoder = export_encoder(checkpoint, Path(scratch))
         for precision in precisions:
@@ -138,5 +149,5 @@ def build(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             paths[precision] = folder / "model.onnx"
-            onnx.save(append_head(model, labels), paths[precision])
+            onnx.save(append_head(model, labels, limits), paths[precision])
     return paths

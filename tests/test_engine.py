@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from onnxruntime.quantization import quantize_dynamic
 from tiny_model import REVIEWS
 
 import serve
@@ -61,10 +62,11 @@ def test_plan_names_tensors_and_precision(plan: EnginePlan) -> None:
 
 
 def test_precision_is_that_of_the_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    files = graph.build(tiny_checkpoint, ["fp16", "int8"], tmp_path, ["negative", "positive"])
-    assert graph_precision(onnx.load(files["fp16"])) == "fp16"
+    files = graph.build(tiny_checkpoint, ["fp32", "fp16", "int8"], tmp_path, ["negative", "positive"])
+    assert {name: graph_precision(onnx.load(file)) for name, file in files.items()} == {name: name for name in files}
+    quantize_dynamic(files["fp32"], tmp_path / "dynamic.onnx")
     with pytest.raises(GraphError, match="MatMulInteger"):
-        graph_precision(onnx.load(files["int8"]))
+        graph_precision(onnx.load(tmp_path / "dynamic.onnx"))
 
 
 def test_configuration_that_misses_a_profile_is_refused(models: Path, tiny_onnx: Path, tmp_path: Path) -> None:

@@ -120,6 +120,6 @@ def test_metrics_tell_tokens_from_padding(server: Server) -> None:
 
 
 def test_nothing_is_written_to_the_home_folder(server: Server) -> None:
-    """ONNX Runtime's telemetry would put a device id and a database there."""
+    """OpenVINO's telemetry would put an analytics id there."""
     assert generate(server, REVIEWS[0])[0] == 200
     assert list(server.home.rglob("*")) == []

@@ -122,7 +122,7 @@ def ids(rows: list[list[int]], mask: list[list[int]]) -> list[dict[str, Any]]:
         pytest.param([[2, -1, 3]], [[1, 1, 1]], "expected ids from 0", id="negative"),
         pytest.param([[2, 5, 3]], [[0, 0, 0]], "at least one", id="all padding"),
         pytest.param([[2, 5, 3]], [[1, 0, 1]], "then zeros", id="hole in the mask"),
-        pytest.param([[5] * (MAX_LENGTH + 1)], [[1] * (MAX_LENGTH + 1)], "row 0", id="too long"),
+        pytest.param([[5] * (MAX_LENGTH + 1)], [[1] * (MAX_LENGTH + 1)], f"at most {MAX_LENGTH}", id="too long"),
     ],
 )
 def test_impossible_tokens_fail_alone(

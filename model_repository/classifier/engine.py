@@ -24,45 +24,37 @@ class Engine:
         """Compiles `model_file` for `num_threads` threads (0: all cores)."""
         core = openvino.Core()
         model = core.read_model(model_file)
-        self.vocab_size = _vocab_size(model)
+        self.vocab_size, self.max_tokens = (_limit(model, name) for name in ("vocab_size", "max_tokens"))
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
             "INFERENCE_PRECISION_HINT": "f32",  # by default bf16 on CPUs that have it: others would answer otherwise
         }
-        self._model = core.compile_model(model, "CPU", options)
-        self._request = self._model.create_infer_request()
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(self, names: Sequence[str], inputs: Mapping[str, npt.NDArray[np.int64]]) -> list[npt.NDArray[Any]]:
         """Returns the outputs `names` for `inputs`.
 
         Raises:
-            ValueError: an id is no row of the embedding table, which OpenVINO would answer with anything.
-            RuntimeError: OpenVINO's own; a row longer than the position embeddings, for one.
+            ValueError: an id or a position that the model has no embedding for. OpenVINO would answer the one with
+                anything, and the other with an error for this batch and for every one that follows.
         """
         ids = inputs["input_ids"]
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(f"input_ids has {ids.min()} to {ids.max()}, expected 0 to {self.vocab_size - 1}")
-        try:
-            outputs = self._request.infer(dict(inputs))
-        except RuntimeError:
-            self._request = self._model.create_infer_request()  # one that has failed fails from then on
-            raise
+        if ids.shape[1] > self.max_tokens:
+            raise ValueError(f"input_ids has {ids.shape[1]} tokens, expected at most {self.max_tokens}")
+        outputs = self._request.infer(dict(inputs))
         return [_as_objects(outputs[name]) for name in names]
 
 
-def _vocab_size(model: openvino.Model) -> int:
-    """Returns the number of rows of the table that `input_ids` looks up."""
-    (ids,) = (port for port in model.inputs if port.any_name == "input_ids")
-    consumers = [target.get_node() for target in ids.get_target_inputs()]
-    while consumers:
-        node = consumers.pop()
-        if node.get_type_name() == "Gather":
-            return int(node.input_value(0).get_shape()[0])
-        if node.get_type_name() == "Convert":
-            consumers += [target.get_node() for target in node.output(0).get_target_inputs()]
-    raise ValueError("model.onnx looks up no embedding by input_ids")
+def _limit(model: openvino.Model, name: str) -> int:
+    """Returns a limit of the inputs, which export.graph wrote into the file; raises ValueError if it did not."""
+    path = ["framework", name]  # where OpenVINO puts the metadata of an ONNX file
+    if not model.has_rt_info(path):
+        raise ValueError(f"model.onnx does not say its {name}: export it again with `python -m export.onnx`")
+    return int(str(model.get_rt_info(path).value))
 
 
 def _as_objects(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
