@@ -48,8 +48,8 @@ evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, 
 	@$(DEV_VENV)/bin/python -m training.evaluate --model-path $(MODEL) \
 	  $(if $(DATA),--data $(DATA),--examples "Amazing movie!" "Terrible film.")
 
-export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model
-	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT)
+export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model (DATA=...)
+	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA))
 
 engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=...)
 	@. docker/.env && docker build -q -f docker/Dockerfile.export --build-arg TRITON_RELEASE=$$TRITON_RELEASE -t sentiment-export . >/dev/null

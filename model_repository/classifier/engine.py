@@ -29,6 +29,7 @@ class Engine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": num_threads,
+            "ENABLE_CPU_PINNING": False,  # else one-threaded engines of several processes all run on the first core
             "INFERENCE_PRECISION_HINT": "f32",  # by default bf16 on CPUs that have it: others would answer otherwise
         }
         self._request = core.compile_model(model, "CPU", options).create_infer_request()

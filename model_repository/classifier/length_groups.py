@@ -1,7 +1,7 @@
 """Which reviews run together: pure arithmetic on token counts.
 
 On a CPU a run has a fixed cost, which some hundred tokens outweigh, and padding costs what tokens cost. So short
-reviews of like length are worth running together; long ones are as fast alone, and answer sooner.
+reviews of like length are worth running together; of long ones few fill a group.
 """
 
 from collections.abc import Iterator, Sequence
