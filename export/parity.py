@@ -58,7 +58,7 @@ TOLERANCES = {
     # 11 significant bits in the products, the sums of softmax and layer norm in fp32.
     "fp16": Tolerance(logits=0.05, probabilities=0.02, flipped_share=0.005, neighbours=0.02),
     # 8 bits between constant ranges; what is left of a neighbour is the order of summation, which can move a rounding.
-    # Of 256 IMDb reviews: 0.32, 0.1, 0.012 and, among neighbours, 0.0001 to 0.005.
+    # Of 256 IMDb reviews: 0.32, 0.1, 0.012 and, among neighbours, 0.0001.
     "int8": Tolerance(logits=0.6, probabilities=0.2, flipped_share=0.02, neighbours=0.02),
 }
 
