@@ -8,7 +8,7 @@ CHECKPOINT ?= artefacts/reference
 MODEL ?= grpc://127.0.0.1:8001
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help serve test check train evaluate export clean
+.PHONY: help serve test check train evaluate export engine clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,12 @@ evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, 
 
 export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model
 	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT)
+
+engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=...)
+	@. docker/.env && docker build -q -f docker/Dockerfile.export --build-arg TRITON_RELEASE=$$TRITON_RELEASE -t sentiment-export . >/dev/null
+	@docker run --rm --gpus all -v "$(CURDIR):/work" --user "$$(id -u):$$(id -g)" -e HOME=/tmp sentiment-export \
+	  --onnx $(or $(ONNX),$(CHECKPOINT)/onnx/fp16/model.onnx) --checkpoint $(CHECKPOINT) $(if $(DATA),--data $(DATA)) \
+	  --config model_repository/classifier/configs/tensorrt.pbtxt
 
 clean: ## Delete the environments and caches (never artefacts)
 	rm -rf $(SERVE_VENV) $(DEV_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,6 +40,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from export.engine_manifest import engine_manifest_path
 from export.repository import REPOSITORY, RepositoryError, recover, verify
 
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
@@ -103,6 +104,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}-port", type=_port, default=default, metavar="PORT", help=f"or ${variable}")
     parser.add_argument("--address", default="127.0.0.1", metavar="IP", help="where the ports listen")
     parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
+    parser.add_argument(
+        "--on-engine",
+        choices=["fallback", "stop"],
+        default="fallback",
+        help="with a TensorRT engine: serve ONNX, or stop",
+    )
     parser.add_argument("--log-file", type=Path, default=LOG_FILE, metavar="FILE", help="Triton's log, PORT for HTTP's")
     options = parser.parse_args(argv)
     options.address = "127.0.0.1" if options.address == "localhost" else options.address
@@ -145,6 +152,16 @@ def check(options: argparse.Namespace) -> None:
     _check_ports(options)
     recover(options.model_repository)
     verify(options.model_repository)
+    _pass_over_engine(options)
+
+
+def _pass_over_engine(options: argparse.Namespace) -> None:
+    path = engine_manifest_path(options.model_repository)
+    if path.exists():
+        line = f"{path} describes a TensorRT engine, and this server has no TensorRT: serve it with docker/compose.yml"
+        if options.on_engine == "stop":
+            raise ServeError(line)
+        print(f"serve.py: {line}; serving the ONNX model instead", file=sys.stderr)
 
 
 def libpython_folder() -> str:

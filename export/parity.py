@@ -138,13 +138,22 @@ def _mix_lengths(rows: list[list[int]]) -> list[list[int]]:
     return [row[:1] + row[-(len(row) // 4) - 1 :] if index % 4 == 3 else row for index, row in enumerate(rows)]
 
 
-def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: Sequence[str]) -> list[Check]:
-    """Returns every check of `onnx_file` against `checkpoint` over `reviews`, held to the precision's tolerance."""
+def compare(
+    checkpoint: Path,
+    onnx_file: Path,
+    precision: str,
+    reviews: Sequence[str],
+    run: Callable[[Tokens], dict[str, npt.NDArray[Any]]] | None = None,
+) -> list[Check]:
+    """Returns every check of `onnx_file` against `checkpoint` over `reviews`, held to the precision's tolerance.
+
+    `run`, where it is given, computes the outputs instead of ONNX Runtime: an engine made from `onnx_file`.
+    """
     tolerance = TOLERANCES[precision]
     rows = _mix_lengths(ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews))
     labels = list((DistilBertConfig.from_pretrained(checkpoint).id2label or {}).values())
     expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
-    run = _runner(onnx_file)
+    run = run or _runner(onnx_file)
     batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]
     outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     flipped = (outputs["logits"].argmax(axis=1) != expected.argmax(axis=1)).mean()

@@ -82,10 +82,18 @@ class ReviewEncoder:
         return len(row) <= self._num_special_tokens
 
 
-def pad(rows: Sequence[Sequence[int]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns input_ids and attention_mask (B, T), int64, T the longest row; padding id 0 is BERT's [PAD]."""
+def fixed_widths(multiple: int, max_length: int) -> list[int]:
+    """Returns the widths that rows are padded to where widths must be few: multiples below `max_length`, and it."""
+    return [*range(multiple, max_length, multiple), max_length]
+
+
+def pad(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns input_ids and attention_mask (B, T), int64; padding id 0 is BERT's [PAD].
+
+    T is `width`, which no row may exceed, or the longest row's length.
+    """
     lengths = [len(row) for row in rows]
-    input_ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)  # (B, T)
+    input_ids = np.zeros((len(rows), width or max(lengths)), dtype=np.int64)  # (B, T)
     attention_mask = np.zeros_like(input_ids)  # (B, T)
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         input_ids[index, :length] = row

@@ -7,6 +7,7 @@ names the bad rows of its request. Requests merged into the same execution do no
 
 from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from review_text import ReviewEncoder, ReviewError, decode, pad
+from review_text import ReviewEncoder, ReviewError, decode, fixed_widths, pad
 
 # The encoder's threads would only take cores from the classifier, which needs twenty times as long per review.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,9 +28,11 @@ class TritonPythonModel:
     """Encodes the reviews of all requests of an execution together and answers each request by itself."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads tokenizer.json from the version directory."""
+        """Reads tokenizer.json from the version directory, and how to pad from the configuration."""
         version_dir = Path(args["model_repository"]) / args["model_version"]
         self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
+        multiple = json.loads(args["model_config"])["parameters"].get("pad_to_multiple_of")
+        self._widths = fixed_widths(int(multiple["string_value"]), self._encoder.max_length) if multiple else []
         self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
             name="sentiment_reviews_filling_window",
             description="Reviews whose tokens fill the model's window: nearly all of them were truncated",
@@ -41,9 +44,11 @@ class TritonPythonModel:
         """Returns one response per request: tokens, or an error that names its bad rows."""
         decoded = [_decode(pb_utils.get_input_tensor_by_name(request, "text").as_numpy()) for request in requests]
         rows = self._encoder.encode([text for texts, _ in decoded for text in texts])
+        longest = max(map(len, rows), default=0)
+        width = next((width for width in self._widths if width >= longest), None)
         responses, start = [], 0
         for texts, problems in decoded:
-            responses.append(self._respond(rows[start : start + len(texts)], problems))
+            responses.append(self._respond(rows[start : start + len(texts)], problems, width))
             start += len(texts)
         return responses
 
@@ -52,8 +57,10 @@ class TritonPythonModel:
         del self._window_filled
         del self._metrics
 
-    def _respond(self, rows: Sequence[Sequence[int]], problems: dict[int, str]) -> pb_utils.InferenceResponse:
-        """Returns the encoded rows of one request, padded to its longest, or its error."""
+    def _respond(
+        self, rows: Sequence[Sequence[int]], problems: dict[int, str], width: int | None
+    ) -> pb_utils.InferenceResponse:
+        """Returns the encoded rows of one request, padded to `width` or its longest, or its error."""
         for index, row in enumerate(rows):
             if self._encoder.is_empty(row):
                 problems.setdefault(
@@ -66,7 +73,7 @@ class TritonPythonModel:
                 message += f"; and {len(named) - MAX_NAMED_ROWS} more"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         self._window_filled.increment(sum(len(row) == self._encoder.max_length for row in rows))
-        input_ids, attention_mask = pad(rows)
+        input_ids, attention_mask = pad(rows, width)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
         )

@@ -1,0 +1,162 @@
+"""The TensorRT engine without TensorRT: its plan, its two graphs, its gate, its installation. The build needs a GPU."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from tiny_model import REVIEWS
+
+import serve
+from export import engine_manifest, graph, parity
+from export import tensorrt as export_tensorrt
+from export.engine_graph import GraphError, graph_precision
+from export.engine_install import install_engine
+from export.engine_plan import EnginePlan, PlanError, Profile, read_config, read_plan
+from export.engine_precision import BuildError, check_precision
+from export.repository import REPOSITORY, TOKENIZER_FILE
+from model_repository.tokenizer.review_text import ReviewEncoder
+
+CONFIG = Path("classifier/configs/tensorrt.pbtxt")
+
+
+@pytest.fixture(scope="module")
+def models(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's repository, its TensorRT configuration cut down to the one width of its tokenizer."""
+    folder = shutil.copytree(repository, tmp_path_factory.mktemp("engine") / "models")
+    config = read_config(folder / CONFIG)
+    config.instance_group[0].profile[:] = ["0"]
+    del config.model_warmup[1:]
+    (folder / CONFIG).write_text(text_format.MessageToString(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(models: Path, tiny_onnx: Path) -> EnginePlan:
+    return read_plan(tiny_onnx, models / CONFIG)
+
+
+def test_installed_model_gets_a_profile_for_each_width_of_its_tokenizer(tiny_onnx: Path) -> None:
+    if not (REPOSITORY / TOKENIZER_FILE).exists():
+        pytest.skip("no model is installed in this checkout: make export")
+    plan = read_plan(tiny_onnx, REPOSITORY / CONFIG)
+    config = read_config(REPOSITORY / CONFIG)
+    opt, largest = int(config.parameters["opt_batch_size"].string_value), config.max_batch_size
+    widths = [profile.max[1] for profile in plan.profiles]
+    assert widths == sorted(set(widths))
+    assert widths[-1] == ReviewEncoder(REPOSITORY / TOKENIZER_FILE).max_length
+    assert plan.profiles == tuple(Profile(min=(1, w), opt=(opt, w), max=(largest, w)) for w in widths)
+
+
+def test_plan_names_tensors_and_precision(plan: EnginePlan) -> None:
+    assert plan.precision == "fp32"
+    assert set(plan.inputs) == {"input_ids", "attention_mask"}
+    assert set(plan.outputs) == {"logits", "probabilities", "score"}
+    assert not [t for t in plan.graph.graph.initializer if t.data_type == onnx.TensorProto.STRING]
+
+
+def test_precision_is_that_of_the_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    files = graph.build(tiny_checkpoint, ["fp16", "int8"], tmp_path, ["negative", "positive"])
+    assert graph_precision(onnx.load(files["fp16"])) == "fp16"
+    with pytest.raises(GraphError, match="MatMulInteger"):
+        graph_precision(onnx.load(files["int8"]))
+
+
+def test_configuration_that_misses_a_profile_is_refused(models: Path, tiny_onnx: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(models, tmp_path / "models")
+    config = read_config(copy / CONFIG)
+    config.instance_group[0].profile[:] = ["0", "1"]
+    (copy / CONFIG).write_text(text_format.MessageToString(config))
+    with pytest.raises(PlanError, match=r"pads to \[64\]"):
+        read_plan(tiny_onnx, copy / CONFIG)
+
+
+def test_plan_is_printed_without_tensorrt(models: Path, tiny_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_tensorrt.main(["--onnx", str(tiny_onnx), "--config", str(models / CONFIG), "--plan-only"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["profiles"] == [{"min": [1, 64], "opt": [16, 64], "max": [64, 64]}]
+
+
+def stand_in(plan: EnginePlan) -> Any:
+    """Returns a function that computes the plan's graph as the engine would."""
+    session = onnxruntime.InferenceSession(plan.graph.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def run(input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return dict(zip(plan.outputs, session.run(plan.outputs, feed), strict=True))
+
+    return run
+
+
+def test_both_graphs_together_pass_the_gate_of_the_whole(
+    plan: EnginePlan, tiny_checkpoint: Path, tiny_onnx: Path
+) -> None:
+    run = export_tensorrt.with_labels(plan, stand_in(plan))
+    checks = parity.compare(tiny_checkpoint, tiny_onnx, "fp32", list(REVIEWS) * 16, run)
+    assert all(check.passed for check in checks), checks
+
+
+def test_gate_stops_an_engine_that_computes_something_else(
+    plan: EnginePlan, tiny_checkpoint: Path, tiny_onnx: Path
+) -> None:
+    def wrong(input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+        outputs = stand_in(plan)(input_ids, attention_mask)
+        return {**outputs, "logits": outputs["logits"][:, ::-1]}
+
+    checks = parity.compare(
+        tiny_checkpoint, tiny_onnx, "fp32", list(REVIEWS) * 16, export_tensorrt.with_labels(plan, wrong)
+    )
+    assert not all(check.passed for check in checks)
+
+
+def test_installed_engine_is_accepted_on_its_machine(plan: EnginePlan, models: Path, tmp_path: Path) -> None:
+    copy, labels = shutil.copytree(models, tmp_path / "models"), tmp_path / "labels"
+    (tmp_path / "plan").write_bytes(b"an engine")
+    here = engine_manifest.Machine(tensorrt="11.4.0", compute_capabilities=("9.0",), gpu="H200", driver="610.1")
+    facts = {"machine": {"tensorrt": "11.4.0", "compute_capability": "9.0", "gpu": "H200"}}
+    install_engine(tmp_path / "plan", plan.labels.SerializeToString(), facts, copy, labels)
+    engine_manifest.check_engine(copy, here, labels)
+    engine_manifest.engine_manifest_path(copy).unlink()
+    with pytest.raises(engine_manifest.EngineError, match="make engine"):
+        engine_manifest.check_engine(copy, here, labels)
+
+
+def test_build_on_this_machine(tiny_checkpoint: Path, tiny_onnx: Path, models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="TensorRT is not installed: run this test in docker/Dockerfile.export")
+    try:
+        engine_manifest.this_machine()
+    except engine_manifest.EngineError as error:
+        pytest.skip(str(error))
+    copy = shutil.copytree(models, tmp_path / "models")
+    arguments = ["--onnx", str(tiny_onnx), "--config", str(copy / CONFIG), "--checkpoint", str(tiny_checkpoint)]
+    labels = tmp_path / "labels"
+    assert export_tensorrt.main([*arguments, "--labels-repository", str(labels)]) == 0
+    engine_manifest.check_engine(copy, engine_manifest.this_machine(), labels)
+
+
+def test_local_server_passes_over_an_engine_or_stops(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(models, tmp_path / "models")
+    engine_manifest.engine_manifest_path(copy).write_text("{}")
+    serve._pass_over_engine(argparse.Namespace(model_repository=copy, on_engine="fallback"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "serving the ONNX model instead" in line
+    with pytest.raises(serve.ServeError, match="TensorRT engine"):
+        serve._pass_over_engine(argparse.Namespace(model_repository=copy, on_engine="stop"))
+
+
+def layer(kind: str, *types: str) -> dict[str, Any]:
+    return {"LayerType": kind, "Inputs": [{"Format/Datatype": name} for name in types]}
+
+
+def test_precision_is_read_back_from_the_engine() -> None:
+    assert check_precision([layer("gemm", "Half", "Half"), layer("kgen", "Float")], "fp16")["fp16"] == 1
+    for layers in ([layer("gemm", "Float", "Float")], [layer("kgen", "Half")], []):
+        with pytest.raises(BuildError):
+            check_precision(layers, "fp16")
