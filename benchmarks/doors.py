@@ -3,15 +3,21 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from geventhttpclient import HTTPClient
 
 from benchmarks.profiles import Protocol
 from clients import Prediction, RetryPolicy, SentimentClient, ServerError
 
-Door: TypeAlias = Callable[[Sequence[str]], list[Prediction]]
-"""Reviews in, their predictions out, in one request; raises SentimentError or OSError."""
+
+@dataclass(frozen=True)
+class Door:
+    """An open way in, which many users may share."""
+
+    ask: Callable[[Sequence[str]], list[Prediction]]
+    """Reviews in, their predictions out, in one request; raises SentimentError or OSError."""
+    close: Callable[[], None]
+
 
 _MAX_CONNECTIONS = 1000
 _GENERATE = "/v2/models/sentiment/generate"
@@ -27,11 +33,12 @@ class Urls:
 
 
 def open_door(protocol: Protocol, urls: Urls, timeout_s: float) -> Door:
-    """Returns a door that many users may share, over connections of its own; a failure is never retried."""
+    """Returns a door with connections of its own; a failure is never retried."""
     if protocol == "generate":
         return _generate(urls.http, timeout_s)
     url = urls.grpc if protocol == "grpc" else urls.http
-    return SentimentClient(url, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1)).predict
+    client = SentimentClient(url, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
+    return Door(client.predict, client.close)
 
 
 def _generate(http_url: str, timeout_s: float) -> Door:
@@ -47,7 +54,7 @@ def _generate(http_url: str, timeout_s: float) -> Door:
             raise ServerError(f"{http_url}{_GENERATE} answered {response.status_code}: {answer}")
         return _predictions(answer)
 
-    return ask
+    return Door(ask, client.close)
 
 
 def _predictions(answer: dict[str, object]) -> list[Prediction]:

@@ -63,7 +63,7 @@ class LoadTest:
         self._origin_s = time.perf_counter()
         self._raw: dict[str, Any] = {}
         num_known = round(KNOWN_SHARE * len(self.reviews))
-        ask = self._door("grpc")
+        ask = self._door("grpc").ask
         alone = {int(i): ask([self.reviews[i]])[0] for i in rng.choice(len(self.reviews), num_known, replace=False)}
         self._known = answers.sure_labels(alone)
         logger.info("%d of %d texts have a known answer", len(self._known), len(self.reviews))
@@ -75,7 +75,7 @@ class LoadTest:
         error: Exception | None = None
         sent_s = time.perf_counter()
         try:
-            predictions = self._door(protocol)(reviews)
+            predictions = self._door(protocol).ask(reviews)
             done_s = time.perf_counter()
             answers.check(predictions, LABELS, [self._known.get(index) for index in indices])
         except (SentimentError, answers.WrongAnswerError, OSError, ValueError) as failure:
@@ -109,8 +109,10 @@ class LoadTest:
             "known_answers": len(self._known),
         }
 
-    def save(self) -> None:
-        """Writes samples and window, where `out` says so and the window has passed."""
+    def end(self) -> None:
+        """Closes the connections; writes samples and window, where `out` says so and the window has passed."""
+        for door in self._doors.values():
+            door.close()
         if self.options.out and self._raw:
             out = Path(self.options.out)
             out.parent.mkdir(parents=True, exist_ok=True)

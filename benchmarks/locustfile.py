@@ -87,7 +87,7 @@ def _stop_after_window(environment: Environment, test: LoadTest) -> None:
 
 @events.test_stop.add_listener
 def _finish(environment: Environment, **_: Any) -> None:
-    _tests.pop(id(environment)).save()
+    _tests.pop(id(environment)).end()
 
 
 class _SentimentUser(User):  # type: ignore[misc]
