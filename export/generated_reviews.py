@@ -4,6 +4,8 @@ The lengths follow the quantiles of WordPiece token counts measured on IMDb's 25
 removed, [CLS] and [SEP] included (mean 297.6). The sentences are this project's own.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 LENGTH_QUANTILES = (
@@ -40,10 +42,16 @@ def _sentence(rng: np.random.Generator, mood: tuple[str, ...]) -> str:
     return " ".join(parts).capitalize() + rng.choice([".", "!", ".<br /><br />"], p=[0.8, 0.1, 0.1])
 
 
-def generate(num_reviews: int, seed: int) -> list[str]:
-    """Returns `num_reviews` reviews, positive, negative and mixed in turn; the same seed gives the same reviews."""
+def generate(
+    num_reviews: int, seed: int, quantiles: Sequence[tuple[float, int]] = LENGTH_QUANTILES
+) -> list[str]:
+    """Returns `num_reviews` reviews, positive, negative and mixed in turn; the same seed gives the same reviews.
+
+    `quantiles` are pairs of (share of the reviews, tokens), as in `LENGTH_QUANTILES`; a review ends with the sentence
+    that reaches its length.
+    """
     rng = np.random.default_rng(seed)
-    shares, tokens = zip(*LENGTH_QUANTILES, strict=True)
+    shares, tokens = zip(*quantiles, strict=True)
     reviews = []
     for index, length in enumerate(np.interp(rng.random(num_reviews), shares, tokens)):
         mood = (_GOOD, _BAD, _GOOD + _BAD)[index % 3]

@@ -1,0 +1,161 @@
+"""Load profiles: profiles.yaml read and validated; a misspelt key is an error that names it and the nearest one."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROFILES_FILE = Path(__file__).resolve().parent / "profiles.yaml"
+
+Protocol = Literal["grpc", "infer", "generate"]
+"""gRPC, HTTP /infer (tritonclient's binary tensors), HTTP /generate (the simple JSON API)."""
+TextKind = Literal["imdb", "short"]
+
+
+class ProfileError(ValueError):
+    """A profile cannot be used; the message names the key, what came and what was expected."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Section):
+    """The promise: latencies in ms, failures in percent of the requests."""
+
+    p50_ms: float = Field(gt=0)
+    p99_ms: float = Field(gt=0)
+    failures_percent: float = Field(ge=0, le=100)
+
+
+class Validity(_Section):
+    """What makes a measurement worthless, whatever it says about the service."""
+
+    max_generator_cpu_percent: float = Field(gt=0, le=100)
+    """Share of one core that the load generator used."""
+    max_littles_law_percent: float = Field(gt=0)
+    """Difference between requests in flight and rate x mean latency."""
+    max_disagreement_percent: float = Field(gt=0)
+    """Difference of p50 or p99 between Locust and perf_analyzer from which on the report warns."""
+
+
+class Load(_Section):
+    """One measurement: a tool, a protocol and one level of load."""
+
+    tool: Literal["locust", "perf_analyzer"]
+    protocol: Protocol
+    loop: Literal["open", "closed"]
+    level: float = Field(gt=0)
+    """Requests a second of an open loop, users of a closed one."""
+    texts: TextKind = "imdb"
+    batch_size: int = Field(default=1, ge=1, le=64)
+    """Reviews in each request."""
+    warmup_s: float = Field(ge=0)
+    duration_s: float = Field(gt=0)
+
+
+class _Stage(_Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    protocol: Protocol
+    texts: TextKind = "imdb"
+    batch_size: int = Field(default=1, ge=1, le=64)
+
+
+class LoadStage(_Stage):
+    """One kind of load at each of `rates_per_s` (open loop) or of `users` (closed loop)."""
+
+    tool: Literal["locust", "perf_analyzer"]
+    rates_per_s: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    users: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
+    warmup_s: float = Field(ge=0)
+    duration_s: float = Field(gt=0)
+    gate: bool = False
+    """Whether each of these runs must keep the limits."""
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> "LoadStage":
+        if (self.rates_per_s is None) == (self.users is None):
+            raise ValueError("expected either rates_per_s (open loop) or users (closed loop)")
+        if self.tool == "perf_analyzer" and self.protocol == "generate":
+            raise ValueError("perf_analyzer speaks grpc and infer only")
+        return self
+
+    def loads(self) -> Iterator[Load]:
+        """Yields one measurement for each level."""
+        for level in self.rates_per_s or self.users or []:
+            yield Load(
+                loop="open" if self.rates_per_s else "closed",
+                level=level,
+                **{key: getattr(self, key) for key in Load.model_fields if key not in ("loop", "level")},
+            )
+
+
+class SearchStage(_Stage):
+    """The search for the highest rate of an open Locust loop that keeps the limits for `duration_s`."""
+
+    tool: Literal["search"]
+    duration_s: float = Field(gt=0)
+    probe_s: float = Field(default=20, gt=0)
+    """Length of the runs that narrow the rate down before it must hold for `duration_s`."""
+    warmup_s: float = Field(default=5, ge=0)
+    precision_percent: float = Field(default=5, gt=0)
+    """The search ends when the next higher rate tried is within this of the highest that held."""
+
+
+class Profile(_Section):
+    """Stages that run one after the other."""
+
+    about: str
+    max_memory_growth_percent: float | None = Field(default=None, gt=0)
+    """Limit of each server process's growth, from two minutes after the start to the end."""
+    stages: list[Annotated[LoadStage | SearchStage, Field(discriminator="tool")]] = Field(min_length=1)
+
+
+class Profiles(_Section):
+    """The whole file."""
+
+    limits: Limits
+    validity: Validity
+    profiles: dict[str, Profile]
+
+    def profile(self, name: str) -> Profile:
+        """Returns the profile called `name`.
+
+        Raises:
+            ProfileError: there is none.
+        """
+        if name not in self.profiles:
+            raise ProfileError(f"no profile {name!r}; there are: {', '.join(self.profiles)}")
+        return self.profiles[name]
+
+
+_SECTIONS: tuple[type[BaseModel], ...] = (Profiles, Limits, Validity, Profile, LoadStage, SearchStage)
+
+
+def load(path: Path = PROFILES_FILE) -> Profiles:
+    """Reads the profiles in the YAML file at `path`.
+
+    Raises:
+        ProfileError: no such file, broken YAML, or keys and values that do not validate; names every wrong key at once.
+    """
+    try:
+        return Profiles.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise ProfileError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problems = "\n  ".join(_describe(problem) for problem in error.errors())
+        raise ProfileError(f"{path}:\n  {problems}") from error
+
+
+def _describe(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = sorted({name for section in _SECTIONS for name in section.model_fields})
+        nearest = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"unknown key {key!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"key {key!r}: {error['msg']}, got {error['input']!r}"

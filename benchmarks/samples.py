@@ -1,0 +1,79 @@
+"""Raw samples of a load test: one row for each request, in a small compressed file.
+
+Percentiles come from these and not from Locust's own statistics, which round times from 100 ms on to 10 ms.
+"""
+
+import csv
+import gzip
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+OK = "ok"
+_COLUMNS = ("scheduled_us", "sent_us", "done_us", "reviews", "outcome")
+
+
+class Sample(NamedTuple):
+    """One request; times are in seconds on any one clock."""
+
+    scheduled_s: float
+    """When the request was due: an open loop's arrival, or the moment a closed loop's user was free."""
+    sent_s: float
+    done_s: float
+    reviews: int
+    outcome: str
+    """`ok`, or the name of the failure."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Columns over n requests, times in seconds from the start of the file, ordered by `scheduled_s`."""
+
+    scheduled_s: npt.NDArray[np.float64]
+    sent_s: npt.NDArray[np.float64]
+    done_s: npt.NDArray[np.float64]
+    reviews: npt.NDArray[np.int64]
+    outcomes: Sequence[str]
+
+    @property
+    def latency_s(self) -> npt.NDArray[np.float64]:
+        """From due to answered: time lost by a generator that is late counts, so nothing is hidden by omission."""
+        return self.done_s - self.scheduled_s
+
+    @property
+    def ok(self) -> npt.NDArray[np.bool_]:
+        """Which requests were answered rightly."""
+        return np.array([outcome == OK for outcome in self.outcomes], dtype=np.bool_)
+
+
+def write(path: Path, samples: Sequence[Sample], origin_s: float) -> None:
+    """Writes `samples` to `path` (.csv.gz), times in whole microseconds from `origin_s`.
+
+    The same samples give the same bytes.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for sample in sorted(samples):
+        times = (sample.scheduled_s, sample.sent_s, sample.done_s)
+        writer.writerow([*(round((time - origin_s) * 1e6) for time in times), sample.reviews, sample.outcome])
+    path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def read(path: Path) -> Samples:
+    """Returns what `write` wrote.
+
+    Raises:
+        ValueError: other columns than expected; the message names the file.
+    """
+    rows = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
+    if not rows or tuple(rows[0]) != _COLUMNS:
+        raise ValueError(f"{path}: columns are {rows[0] if rows else []}, expected {list(_COLUMNS)}")
+    columns = list(zip(*rows[1:], strict=True)) or [()] * len(_COLUMNS)
+    times = [np.array(column, dtype=np.float64) / 1e6 for column in columns[:3]]
+    return Samples(times[0], times[1], times[2], np.array(columns[3], dtype=np.int64), columns[4])

@@ -1,0 +1,138 @@
+"""One measurement in figures: a pure function of its raw files.
+
+`NAME.json` holds the load, the window that counts, the generator's CPU time and Triton's counters at both ends of it;
+`NAME.csv.gz` the samples. The window is [start, end) on the samples' clock and leaves the warm-up out.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import samples, triton_metrics
+from benchmarks.profiles import Limits, Load, Validity
+from benchmarks.samples import OK, Samples
+from benchmarks.triton_metrics import Batching
+
+SAMPLES_SUFFIX = ".csv.gz"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of one measurement; latencies are those of right answers to requests that were due in the window."""
+
+    name: str
+    load: Load
+    gate: bool
+    requests: int
+    """Due in the window."""
+    failures: dict[str, int]
+    """By kind, in the window."""
+    offered_per_s: float
+    answered_per_s: float
+    """Right answers that came within the window, over its length."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    mean_ms: float
+    in_flight: float
+    """Requests due and not yet answered, averaged over the window."""
+    littles_law_percent: float
+    """Difference between `in_flight` and rate x mean latency, in percent of `in_flight`."""
+    send_lag_p99_ms: float
+    """How late the generator sent; part of the latencies."""
+    generator_cpu_percent: float
+    """CPU time of the load generator over the window, in percent of one core."""
+    generator_warning: str
+    """What the generator itself said about not keeping up, "" for nothing."""
+    batching: Batching | None
+
+    @property
+    def failures_percent(self) -> float:
+        """Share of the requests that failed or were answered wrongly."""
+        return 100 * sum(self.failures.values()) / self.requests if self.requests else 100.0
+
+    def invalid(self, validity: Validity) -> list[str]:
+        """Returns why the measurement says nothing about the service; empty when it does."""
+        reasons = []
+        if not self.requests:
+            reasons.append("no request was due in the window")
+        if self.generator_cpu_percent > validity.max_generator_cpu_percent:
+            reasons.append(
+                f"the load generator was the bottleneck: it used {self.generator_cpu_percent:.0f} % of a core, limit "
+                f"{validity.max_generator_cpu_percent:g} %"
+            )
+        if self.generator_warning:
+            reasons.append(f"the load generator was the bottleneck: {self.generator_warning}")
+        if not self.littles_law_percent <= validity.max_littles_law_percent:
+            reasons.append(
+                f"not in a steady state: {self.in_flight:.2f} requests in flight, but rate x mean latency is "
+                f"{self.littles_law_percent:.1f} % off, limit {validity.max_littles_law_percent:g} %"
+            )
+        return reasons
+
+    def broken(self, limits: Limits) -> list[str]:
+        """Returns which limits do not hold."""
+        found = {"p50_ms": self.p50_ms, "p99_ms": self.p99_ms, "failures_percent": self.failures_percent}
+        return [
+            f"{key} is {value:.1f}, limit {getattr(limits, key):g}"
+            for key, value in found.items()
+            if not value <= getattr(limits, key)  # a p99 of nothing is not a number, and no good one
+        ]
+
+
+def littles_law(data: Samples, start_s: float, end_s: float) -> tuple[float, float]:
+    """Returns requests in flight, averaged over the window, and the percentage by which rate x mean latency differs.
+
+    In flight counts what overlaps the window, whenever it was due; rate and latency those due in it. They agree in a
+    steady state, and not when a queue grows or answers went missing.
+    """
+    length_s = end_s - start_s
+    overlap_s = np.minimum(data.done_s, end_s) - np.maximum(data.scheduled_s, start_s)
+    in_flight = float(np.maximum(overlap_s, 0).sum()) / length_s
+    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
+    product = float(data.latency_s[due].sum()) / length_s
+    return in_flight, 100 * abs(in_flight - product) / in_flight if in_flight else float("nan")
+
+
+def summarise(file: Path) -> Summary:
+    """Returns the figures of the measurement whose description is `file` (NAME.json, samples beside it)."""
+    raw: dict[str, Any] = json.loads(file.read_text())
+    name = file.name.removesuffix(".json")
+    data = samples.read(file.with_name(name + SAMPLES_SUFFIX))
+    start_s, end_s = raw["window_s"]
+    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
+    answered_in_time = data.ok & (data.done_s >= start_s) & (data.done_s < end_s)
+    latency_ms = data.latency_s[due & data.ok] * 1000
+    lag_ms = (data.sent_s - data.scheduled_s)[due] * 1000
+    in_flight, littles_law_percent = littles_law(data, start_s, end_s)
+    p50, p95, p99 = (_percentile(latency_ms, percent) for percent in (50, 95, 99))
+    outcomes = Counter(outcome for outcome, is_due in zip(data.outcomes, due, strict=True) if is_due)
+    snapshots = raw["triton"]
+    return Summary(
+        name=name,
+        load=Load.model_validate(raw["load"]),
+        gate=raw["gate"],
+        requests=int(due.sum()),
+        failures={outcome: count for outcome, count in sorted(outcomes.items()) if outcome != OK},
+        offered_per_s=int(due.sum()) / (end_s - start_s),
+        answered_per_s=int(answered_in_time.sum()) / (end_s - start_s),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        mean_ms=float(latency_ms.mean()) if latency_ms.size else float("nan"),
+        in_flight=in_flight,
+        littles_law_percent=littles_law_percent,
+        send_lag_p99_ms=_percentile(lag_ms, 99),
+        generator_cpu_percent=100 * raw["generator"]["cpu_s"] / raw["generator"]["wall_s"],
+        generator_warning=raw["generator"].get("warning", ""),
+        batching=triton_metrics.batching(snapshots["before"], snapshots["after"]) if snapshots else None,
+    )
+
+
+def _percentile(values: "np.typing.NDArray[np.float64]", percent: float) -> float:
+    """Returns a latency that was observed, the next higher one between two: never better than what happened."""
+    return float(np.percentile(values, percent, method="higher")) if values.size else float("nan")

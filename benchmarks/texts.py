@@ -1,0 +1,120 @@
+"""Review texts for load tests: generated ones by default, real ones on request.
+
+    python -m benchmarks.texts                                     # token quantiles of the generated reviews
+    python -m benchmarks.texts --data train.parquet                # ... and of real ones
+
+Generated reviews follow the token counts of IMDb's training reviews (`LENGTH_QUANTILES` in
+export/generated_reviews.py states the quantiles); short ones have at most 32 tokens. The server never sees the lengths
+asked for, only those its tokenizer finds: this command measures them with the served tokenizer, untruncated.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks.profiles import TextKind
+from export.generated_reviews import LENGTH_QUANTILES, generate
+from export.repository import REPOSITORY, TOKENIZER_FILE
+from model_repository.tokenizer.review_text import clean
+
+MAX_SHORT_TOKENS = 32
+_SHORT_QUANTILES = ((0.0, 5), (1.0, 10))
+"""Asked for, in tokens; whole sentences overshoot it, up to `MAX_SHORT_TOKENS`."""
+
+DEFAULT_COUNT = 512
+DEFAULT_SEED = 1
+_READERS = (".parquet", ".csv")
+
+
+class TextError(ValueError):
+    """The texts cannot be used; the message says what came and what was expected."""
+
+
+def make(kind: TextKind, count: int = DEFAULT_COUNT, seed: int = DEFAULT_SEED, data: Path | None = None) -> list[str]:
+    """Returns `count` reviews; the same arguments give the same reviews.
+
+    Args:
+        kind: `imdb` for IMDb's lengths, `short` for at most 32 tokens.
+        count: how many.
+        seed: of the generated reviews, or of the draw from `data`.
+        data: parquet or CSV file with a column `text`, of which `imdb` draws reviews instead of generating them.
+
+    Raises:
+        TextError: `data` has no such column or too few reviews, or is another kind of file.
+    """
+    if kind == "short":
+        return generate(count, seed, _SHORT_QUANTILES)
+    if data is None:
+        return generate(count, seed)
+    return _draw(_read(data), count, seed, data)
+
+
+def _read(path: Path) -> list[str]:
+    import pandas  # takes a second, and only real reviews need it
+
+    if path.suffix not in _READERS or not path.is_file():
+        raise TextError(f"{path}: expected an existing .parquet or .csv file with a column `text`")
+    try:
+        if path.suffix == ".parquet":
+            column = pandas.read_parquet(path, columns=["text"])["text"]
+        else:
+            column = pandas.read_csv(path, usecols=["text"])["text"]
+    except (ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors
+        raise TextError(f"{path}: no column `text` could be read ({error}); rename the column of reviews") from error
+    return [str(text) for text in column.dropna() if str(text).strip()]
+
+
+def _draw(reviews: list[str], count: int, seed: int, path: Path) -> list[str]:
+    if len(reviews) < count:
+        raise TextError(f"{path}: {len(reviews)} reviews, expected at least {count}: lower --reviews")
+    chosen = np.random.default_rng(seed).choice(len(reviews), size=count, replace=False)
+    return [reviews[index] for index in chosen]
+
+
+def token_counts(reviews: Sequence[str], tokenizer_file: Path = REPOSITORY / TOKENIZER_FILE) -> list[int]:
+    """Returns the tokens of each review, [CLS] and [SEP] included, nothing cut off."""
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast([clean(review) for review in reviews])]
+
+
+def _quantile_table(lengths: Sequence[int]) -> str:
+    lines = ["share  IMDb  these"]
+    for share, tokens in LENGTH_QUANTILES:
+        lines.append(f"{share:5.0%} {tokens:5d} {np.quantile(lengths, share):6.0f}")
+    return "\n".join([*lines, f" mean   298 {np.mean(lengths):6.0f}"])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose texts, the same ones for every command that has them."""
+    parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
+    parser.add_argument("--reviews", type=int, default=DEFAULT_COUNT, help="different reviews to send in turn")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of texts, arrivals and known answers")
+
+
+class ManPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of a module's docstring and shows defaults."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the token quantiles of a set of texts."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.texts", description=__doc__, formatter_class=ManPage)
+    add_arguments(parser)
+    parser.add_argument("--kind", choices=["imdb", "short"], default="imdb", help="which texts")
+    options = parser.parse_args(argv)
+    try:
+        reviews = make(options.kind, options.reviews, options.seed, options.data)
+    except TextError as error:
+        print(f"benchmarks.texts: error: {error}", file=sys.stderr)
+        return 1
+    print(_quantile_table(token_counts(reviews)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Triton's counters before and after a load, and what their differences say about batching and where time goes."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+STEPS = ("tokenizer", "classifier")
+"""The models of the ensemble `sentiment`, in order."""
+ENSEMBLE = "sentiment"
+_TIMEOUT_S = 10
+_LINE = re.compile(r'^((?:nv_inference|sentiment_)\w+)(?:\{(.*)\})? (\S+)$', re.MULTILINE)
+_MODEL = re.compile(r'model="([^"]*)"')
+
+
+def get(url: str) -> str:
+    """Returns the body at `url`, asked without any proxy; raises OSError."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=_TIMEOUT_S) as response:
+        return str(response.read().decode())
+
+
+def parse(text: str) -> dict[str, float]:
+    """Returns Triton's inference counters and this project's own by `name` or `name{model-or-labels}`.
+
+    Labels are reduced to the model's name where there is one; failures are added up over their reasons.
+    """
+    counters: dict[str, float] = {}
+    for name, labels, value in _LINE.findall(text):
+        model = _MODEL.search(labels)
+        inner = model[1] if model else labels
+        key = f"{name}{{{inner}}}" if inner else name
+        counters[key] = counters.get(key, 0.0) + float(value)
+    return counters
+
+
+def snapshot(http_url: str, metrics_url: str) -> dict[str, Any]:
+    """Returns the counters now, and how many executions each step has had by number of reviews; raises OSError."""
+    batches = {}
+    for step in STEPS:
+        (stats,) = json.loads(get(f"{http_url}/v2/models/{step}/stats"))["model_stats"]
+        batches[step] = {str(b["batch_size"]): int(b["compute_infer"]["count"]) for b in stats.get("batch_stats", [])}
+    return {"counters": parse(get(metrics_url)), "batches": batches}
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What the server did between two snapshots; shares are of the ensemble's time from receiving to answering."""
+
+    reviews: float
+    """Answered by the classifier."""
+    reviews_per_execution: dict[str, float]
+    """By step: 1 means that nothing was merged."""
+    executions_by_reviews: dict[str, dict[int, int]]
+    """By step: executions with exactly that many reviews."""
+    padded_over_real_tokens: float | None
+    """Tokens run over tokens of reviews, 1 without padding; None where the server does not count them."""
+    window_filled_share: float | None
+    """Share of the reviews that fill the model's window, nearly all of them truncated."""
+    queue_share: float
+    """Waiting for a step to take the request."""
+    tokenizing_share: float
+    inference_share: float
+    other_share: float
+    """Of the ensemble itself: handing tensors over, scheduling."""
+    mean_ms: float
+    """Mean time of a request in the server."""
+
+
+def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | None:
+    """Returns what happened between two snapshots, None if no request was answered."""
+
+    def difference(key: str) -> float:
+        return float(after["counters"].get(key, 0.0)) - float(before["counters"].get(key, 0.0))
+
+    def times_us(model: str, *phases: str) -> float:
+        return sum(difference(f"nv_inference_{phase}_duration_us{{{model}}}") for phase in phases)
+
+    requests = difference(f"nv_inference_request_success{{{ENSEMBLE}}}")
+    total_us = times_us(ENSEMBLE, "request")
+    if requests <= 0 or total_us <= 0:
+        return None
+    compute = ("compute_input", "compute_infer", "compute_output")
+    queue_us = sum(times_us(step, "queue") for step in STEPS)
+    tokenizing_us, inference_us = (times_us(step, *compute) for step in STEPS)
+    reviews = {step: difference(f"nv_inference_count{{{step}}}") for step in STEPS}
+    executions = {step: difference(f"nv_inference_exec_count{{{step}}}") for step in STEPS}
+    real_tokens = difference('sentiment_classifier_tokens{kind="review"}')
+    padding_tokens = difference('sentiment_classifier_tokens{kind="padding"}')
+    counts_windows = "sentiment_reviews_filling_window" in after["counters"]
+    return Batching(
+        reviews=reviews["classifier"],
+        reviews_per_execution={step: reviews[step] / max(executions[step], 1) for step in STEPS},
+        executions_by_reviews={step: _differences(before, after, step) for step in STEPS},
+        padded_over_real_tokens=(real_tokens + padding_tokens) / real_tokens if real_tokens else None,
+        window_filled_share=difference("sentiment_reviews_filling_window") / reviews["tokenizer"]
+        if counts_windows and reviews["tokenizer"]
+        else None,
+        queue_share=queue_us / total_us,
+        tokenizing_share=tokenizing_us / total_us,
+        inference_share=inference_us / total_us,
+        other_share=1 - (queue_us + tokenizing_us + inference_us) / total_us,
+        mean_ms=total_us / requests / 1000,
+    )
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], step: str) -> dict[int, int]:
+    earlier, later = before["batches"].get(step, {}), after["batches"].get(step, {})
+    counts = {int(size): count - earlier.get(size, 0) for size, count in later.items()}
+    return {size: count for size, count in sorted(counts.items()) if count}
