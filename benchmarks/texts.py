@@ -11,6 +11,7 @@ asked for, only those its tokenizer finds: this command measures them with the s
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,16 @@ _SHORT_QUANTILES = ((0.0, 5), (1.0, 10))
 DEFAULT_COUNT = 512
 DEFAULT_SEED = 1
 _READERS = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Which reviews are sent: the same source gives the same ones."""
+
+    data: Path | None = None
+    """File of real reviews; None for generated ones."""
+    reviews: int = DEFAULT_COUNT
+    seed: int = DEFAULT_SEED
 
 
 class TextError(ValueError):

@@ -1,0 +1,192 @@
+"""Load-tests the service against its promise: p50 and p99 within 200 ms, at most 1 % failures, at a stated load.
+
+    python -m benchmarks.bench                             # profile smoke, about a minute
+    python -m benchmarks.bench --profile slo               # the promise at the stated load
+    python -m benchmarks.bench --profile sweep             # highest rates, latency against rate; half an hour
+    python -m benchmarks.bench --profile soak              # twenty minutes, memory must not grow
+    ... --http-url http://node:8000 --grpc-url grpc://node:8001 --metrics-url http://node:8002/metrics
+
+A service that answers at the URLs is tested; otherwise one is started for the run (loopback). Loads, durations and limits
+stand in benchmarks/profiles.yaml. Raw files of every request go to the results folder, which benchmarks.report turns
+into a page. Exit status 0 when every gated measurement is valid and keeps the limits, 1 when one does not, 2 when the run
+could not be made. The last line on stdout is one JSON document.
+"""
+
+import argparse
+import json
+import logging
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import locust_run, perf_analyzer, processes, profiles, texts, verdict
+from benchmarks.doors import Urls
+from benchmarks.locust_run import LoadError
+from benchmarks.processes import Watch
+from benchmarks.profiles import Load, LoadStage, Profile, Profiles, SearchStage
+from benchmarks.search import highest_rate
+from benchmarks.service import CHECKOUT, Service, ServiceError, running
+from benchmarks.summary import Summary, summarise
+from benchmarks.texts import TextSource
+
+RESULTS = CHECKOUT / "artefacts" / "bench"
+SATURATING_REVIEWS = 64
+"""In flight while the search looks for the saturated throughput it starts from."""
+_PACKAGES = ("locust", "tritonclient", "nvidia-pytriton", "openvino", "tokenizers", "numpy", "gevent", "grpcio")
+
+
+class Bench:
+    """One run: a service, its texts, the results folder, and what has been measured so far."""
+
+    def __init__(self, service: Service, rules: Profiles, source: TextSource, folder: Path, watch: Watch) -> None:
+        self.service, self.rules, self.source, self.folder, self.watch = service, rules, source, folder, watch
+        self.summaries: list[Summary] = []
+        self.highest: dict[str, float | None] = {}
+
+    def run(self, profile: Profile) -> None:
+        """Runs every stage of `profile`; raises LoadError."""
+        for stage in profile.stages:
+            if isinstance(stage, SearchStage):
+                self.highest[stage.name] = self._search(stage)
+            else:
+                for load in stage.loads():
+                    self.measure(f"{stage.name}-{load.level:g}", load, stage.gate)
+
+    def measure(self, name: str, load: Load, gate: bool) -> Summary:
+        """Runs one load, prints its line and returns its figures; raises LoadError."""
+        unit = "requests/s" if load.loop == "open" else "users"
+        what = f"{load.tool} {load.protocol}, {load.level:.4g} {unit}, {load.warmup_s:g} + {load.duration_s:g} s"
+        print(f"{name}: {what} ...", flush=True)
+        tool = locust_run if load.tool == "locust" else perf_analyzer
+        summary = summarise(
+            tool.run(load, self.service.urls, self.folder / name, self.source, self.watch, gate)
+        )
+        self.summaries.append(summary)
+        problems = [*summary.invalid(self.rules.validity), *(summary.broken(self.rules.limits) if gate else [])]
+        print(verdict.table([summary]).splitlines()[1] + "".join(f"\n  {problem}" for problem in problems), flush=True)
+        return summary
+
+    def _search(self, stage: SearchStage) -> float | None:
+        users = max(1, SATURATING_REVIEWS // stage.batch_size)
+        saturated = self.measure(f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False)
+
+        def holds(rate_per_s: float, duration_s: float) -> bool:
+            name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:g}s-{rate_per_s:.4g}"
+            summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
+            return not summary.broken(self.rules.limits) and not summary.invalid(self.rules.validity)
+
+        found = highest_rate(
+            holds, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
+        )
+        rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
+        print(f"{stage.name}: highest rate that holds for {stage.duration_s:g} s: {rate}", flush=True)
+        return found
+
+    def _load(self, stage: SearchStage, loop: str, level: float, duration_s: float) -> Load:
+        return Load.model_validate(
+            {
+                **{key: getattr(stage, key) for key in ("protocol", "texts", "batch_size", "warmup_s")},
+                **{"tool": "locust", "loop": loop, "level": level, "duration_s": duration_s},
+            }
+        )
+
+
+def describe(options: argparse.Namespace, service: Service, argv: Sequence[str]) -> dict[str, Any]:
+    """Returns what the figures depend on: date, command, machine, versions, texts."""
+    return {
+        "profile": options.profile,
+        "profiles_file": options.profiles.name,
+        "command": shlex.join(["python", "-m", "benchmarks.bench", *argv]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": processes.machine(),
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
+        "texts": {"data": str(options.data) if options.data else "generated", "reviews": options.reviews, "seed": options.seed},
+        "service_started_here": service.started_here,
+    }
+
+
+def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Makes the run that `options` describe; returns the exit status."""
+    rules = profiles.load(options.profiles)
+    profile = rules.profile(options.profile)
+    folder = options.out or RESULTS / f"{options.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = TextSource(options.data, options.reviews, options.seed)
+    texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts
+    urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
+    print(f"profile {options.profile}: {profile.about}\nresults: {folder}", flush=True)
+    with running(urls, folder / "serve.log") as service, processes.watching(service.pid) as watch:
+        bench = Bench(service, rules, source, folder, watch)
+        facts = describe(options, service, argv)
+        try:
+            bench.run(profile)
+        finally:
+            facts["highest_rate_per_s"] = bench.highest
+            (folder / verdict.RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+            processes.write_memory(folder / verdict.MEMORY_FILE, watch.stop())
+    return _conclude(bench, rules, profile, folder, facts)
+
+
+def _conclude(bench: Bench, rules: Profiles, profile: Profile, folder: Path, facts: dict[str, Any]) -> int:
+    outcome = verdict.judge(bench.summaries, rules.limits, rules.validity, profile, folder)
+    print("\n" + verdict.table(bench.summaries))
+    print("\n".join([*(f"BROKEN {line}" for line in outcome.broken), *(f"note {line}" for line in outcome.remarks)]))
+    limits = rules.limits
+    promise = f"p50 <= {limits.p50_ms:g} ms, p99 <= {limits.p99_ms:g} ms, failures <= {limits.failures_percent:g} %"
+    print(f"{'PASSED' if outcome.passed else 'FAILED'}: {promise}")
+    document = {
+        "passed": outcome.passed,
+        "broken": outcome.broken,
+        "remarks": outcome.remarks,
+        "results": str(folder),
+        **facts,
+        "measurements": [verdict.as_json(summary) for summary in bench.summaries],
+    }
+    print(json.dumps(_finite(document)), flush=True)
+    return 0 if outcome.passed else 1
+
+
+def _finite(value: Any) -> Any:
+    """Returns `value` with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench", description=__doc__, formatter_class=texts.ManPage
+    )
+    defaults = Urls("http://127.0.0.1:8000", "grpc://127.0.0.1:8001", "http://127.0.0.1:8002/metrics")
+    parser.add_argument("--profile", default="smoke", help="which load, from the profile file")
+    parser.add_argument("--profiles", type=Path, default=profiles.PROFILES_FILE, metavar="FILE", help="the profile file")
+    parser.add_argument("--http-url", default=defaults.http, metavar="URL", help="HTTP of the service")
+    parser.add_argument("--grpc-url", default=defaults.grpc, metavar="URL", help="its gRPC")
+    parser.add_argument("--metrics-url", default=defaults.metrics, metavar="URL", help="its metrics")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"results folder (default: {RESULTS}/PROFILE-TIME)")
+    texts.add_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return run(options, arguments)
+    except (profiles.ProfileError, ServiceError, LoadError, texts.TextError) as error:
+        print(f"benchmarks.bench: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The service under test: the one that answers at the URLs, or one that is started for the run and stopped after it."""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from benchmarks import triton_metrics
+from benchmarks.doors import Urls
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 10
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+logger = logging.getLogger(__name__)
+
+
+class ServiceError(Exception):
+    """There is no service to test; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that answers."""
+
+    urls: Urls
+    pid: int | None
+    """Triton's process, None where it runs on another machine or cannot be told."""
+    started_here: bool
+
+
+def answers(urls: Urls) -> bool:
+    """Whether the model `sentiment` is ready at `urls`."""
+    try:
+        triton_metrics.get(f"{urls.http}/v2/models/sentiment/ready")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def running(urls: Urls, log_file: Path) -> Iterator[Service]:
+    """Gives the service at `urls`, started here with serve.py and stopped at the end if none answers there.
+
+    Raises:
+        ServiceError: none answers, and none can be started, for the reason that the message gives.
+    """
+    if answers(urls):
+        logger.info("testing the service that answers at %s", urls.http)
+        _refuse_cache(urls)
+        yield Service(urls, _listening_process(_port(urls.http)), started_here=False)
+        return
+    if urlsplit(urls.http).hostname not in _LOOPBACK:
+        raise ServiceError(f"no service answers at {urls.http}, and one can be started on 127.0.0.1 only: start it there")
+    with _started(urls, log_file) as process:
+        _refuse_cache(urls)
+        yield Service(urls, _triton(process.pid), started_here=True)
+
+
+def _refuse_cache(urls: Urls) -> None:
+    """Raises ServiceError where answers may come out of the response cache: they would be measured, not the model."""
+    for model in (triton_metrics.ENSEMBLE, *triton_metrics.STEPS):
+        config = json.loads(triton_metrics.get(f"{urls.http}/v2/models/{model}/config"))
+        if config.get("response_cache", {}).get("enable"):
+            raise ServiceError(f"the response cache of {model} is on: turn it off, it would be what is measured")
+
+
+@contextlib.contextmanager
+def _started(urls: Urls, log_file: Path) -> Iterator["subprocess.Popen[str]"]:
+    ports = {"HTTP_PORT": _port(urls.http), "GRPC_PORT": _port(urls.grpc), "METRICS_PORT": _port(urls.metrics)}
+    python = os.environ.get("SERVE_PYTHON") or sys.executable
+    logger.info("no service answers at %s: starting serve.py, log %s", urls.http, log_file)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("w") as output:
+        process = subprocess.Popen(
+            [python, str(CHECKOUT / "serve.py"), "--log-file", str(log_file.with_suffix(".triton.log"))],
+            env={**os.environ, **{name: str(port) for name, port in ports.items()}},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        _wait(process, urls, log_file)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(process: "subprocess.Popen[str]", urls: Urls, log_file: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while "Triton answers" not in log_file.read_text() or not answers(urls):
+        if process.poll() is not None:
+            raise ServiceError(f"serve.py ended with {process.returncode}:\n{log_file.read_text().strip()}")
+        if time.monotonic() > deadline_s:
+            raise ServiceError(f"serve.py did not answer within {START_TIMEOUT_S} s: see {log_file}")
+        time.sleep(0.1)
+
+
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    if port is None:
+        raise ServiceError(f"{url} names no port, expected one as in http://127.0.0.1:8000")
+    return port
+
+
+def _triton(parent_pid: int) -> int | None:
+    """Returns the Triton process below serve.py."""
+    for child in psutil.Process(parent_pid).children(recursive=True):
+        if child.name() == "tritonserver":
+            return int(child.pid)
+    return None
+
+
+def _listening_process(port: int) -> int | None:
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return int(connection.pid)
+    return None

@@ -1,0 +1,118 @@
+"""What a run's measurements amount to: which limits broke, which are invalid, and both tools side by side.
+
+Pure functions of summaries, shared by the gate and the report.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import processes
+from benchmarks.profiles import Limits, Profile, Validity
+from benchmarks.summary import SAMPLES_SUFFIX, Summary, summarise
+
+MEMORY_FILE = "memory.csv"
+RUN_FILE = "run.json"
+SETTLE_S = 120
+"""Memory may grow this long after the start before its growth counts."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run keeps its promise, and why not."""
+
+    broken: list[str]
+    """Limits that do not hold, and measurements that are needed for the gate and invalid."""
+    remarks: list[str]
+    """What is worth knowing and breaks nothing: invalid measurements outside the gate, tools that disagree."""
+
+    @property
+    def passed(self) -> bool:
+        """Nothing is broken."""
+        return not self.broken
+
+
+def read_all(folder: Path) -> list[Summary]:
+    """Returns the summaries of every measurement in `folder`, by name."""
+    files = sorted(file for file in folder.glob("*.json") if file.with_name(file.stem + SAMPLES_SUFFIX).exists())
+    return [summarise(file) for file in files]
+
+
+def judge(
+    summaries: Sequence[Summary], limits: Limits, validity: Validity, profile: Profile, folder: Path
+) -> Verdict:
+    """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it."""
+    broken: list[str] = []
+    remarks: list[str] = []
+    for summary in summaries:
+        invalid = [f"{summary.name}: invalid, {reason}" for reason in summary.invalid(validity)]
+        if summary.gate:
+            broken += invalid + [f"{summary.name}: {reason}" for reason in summary.broken(limits)]
+        else:
+            remarks += invalid
+            if any(kind == "WrongAnswerError" for kind in summary.failures):
+                broken.append(f"{summary.name}: {summary.failures['WrongAnswerError']} wrong answers")
+    remarks += [line for line in disagreements(summaries, validity)]
+    broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent)
+    return Verdict(broken, remarks)
+
+
+def memory_growth(file: Path, limit_percent: float | None) -> list[str]:
+    """Returns which processes grew by more than `limit_percent`, and that nothing was measured where it was asked for."""
+    if limit_percent is None:
+        return []
+    growth = processes.growth_percent(file, SETTLE_S) if file.exists() else {}
+    if not growth:
+        return ["memory: no process of the server was watched long enough to tell its growth"]
+    return [
+        f"memory: {name} grew by {percent:.1f} %, limit {limit_percent:g} %"
+        for name, percent in growth.items()
+        if percent > limit_percent
+    ]
+
+
+def pairs(summaries: Sequence[Summary]) -> list[tuple[Summary, Summary]]:
+    """Returns the measurements of the same load by Locust and by perf_analyzer."""
+    by_load: dict[tuple[Any, ...], dict[str, Summary]] = {}
+    for summary in summaries:
+        load = summary.load
+        key = (load.protocol, load.loop, load.level, load.texts, load.batch_size)
+        by_load.setdefault(key, {}).setdefault(load.tool, summary)
+    return [(found["locust"], found["perf_analyzer"]) for found in by_load.values() if len(found) == 2]
+
+
+def disagreements(summaries: Sequence[Summary], validity: Validity) -> list[str]:
+    """Returns where p50 or p99 of the two tools differ by more than the validity's limit."""
+    lines = []
+    for locust, other in pairs(summaries):
+        for key in ("p50_ms", "p99_ms"):
+            ours, theirs = getattr(locust, key), getattr(other, key)
+            percent = 100 * abs(ours - theirs) / max(min(ours, theirs), 1e-9)
+            if not percent <= validity.max_disagreement_percent:
+                lines.append(
+                    f"{locust.name} and {other.name}: {key} {ours:.1f} by Locust, {theirs:.1f} by perf_analyzer, "
+                    f"{percent:.0f} % apart"
+                )
+    return lines
+
+
+_HEADER = f"{'measurement':<34} {'offered':>8} {'answered':>8} {'failed':>7} {'p50':>7} {'p95':>7} {'p99':>7} {'batch':>6} {'queue':>6}"
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """Returns one line a measurement: requests a second, failures, latencies in ms, reviews an execution, queue share."""
+    lines = [_HEADER]
+    for summary in summaries:
+        batching = summary.batching
+        merged = f"{batching.reviews_per_execution['classifier']:6.1f} {batching.queue_share:6.0%}" if batching else ""
+        lines.append(
+            f"{summary.name:<34} {summary.offered_per_s:8.1f} {summary.answered_per_s:8.1f} "
+            f"{summary.failures_percent:6.2f}% {summary.p50_ms:7.1f} {summary.p95_ms:7.1f} {summary.p99_ms:7.1f} {merged}"
+        )
+    return "\n".join(lines)
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """Returns a summary as JSON shows it."""
+    return {**asdict(summary), "load": summary.load.model_dump(), "failures_percent": summary.failures_percent}
