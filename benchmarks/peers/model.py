@@ -12,6 +12,8 @@ Every answer is {"label": "negative" | "positive", "score": its probability}.
 import os
 from collections.abc import Callable, Sequence
 
+from typing_extensions import TypedDict  # pydantic refuses the one of typing below Python 3.12
+
 from model_repository.tokenizer.review_text import clean
 
 MAX_BATCH_SIZE = 8

@@ -4,7 +4,6 @@ B reviews, T tokens. Peers use it as their "same engine", the comparison as its 
 that knows which engine that is.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import onnxruntime
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-CLASSIFIER_CONFIG = REPOSITORY / "classifier" / "config.pbtxt"
 OUTPUTS = ("label", "score")
 
 Infer = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], tuple[list[str], list[float]]]
@@ -31,9 +29,7 @@ def open_engine(num_threads: int) -> Infer:
         str(REPOSITORY / "classifier" / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
 
-    def infer(
-        input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]
-    ) -> tuple[list[str], list[float]]:
+    def infer(input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> tuple[list[str], list[float]]:
         labels, scores = session.run(OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask})
         return [str(label) for label in labels[:, 0]], [float(score) for score in scores[:, 0]]
 
@@ -48,17 +44,3 @@ def open_encoder() -> ReviewEncoder:
 def infer_rows(infer: Infer, rows: Sequence[Sequence[int]]) -> tuple[list[str], list[float]]:
     """Returns labels and scores of `rows` of token ids, run as one rectangle."""
     return infer(*pad(rows))
-
-
-def served_layout(config_file: Path = CLASSIFIER_CONFIG) -> tuple[int, int]:
-    """Returns (instances, threads of each) that the service is configured with.
-
-    Raises:
-        ValueError: the configuration does not say.
-    """
-    text = config_file.read_text(encoding="utf-8")
-    count = re.search(r"^\s*count: (\d+)", text, re.MULTILINE)
-    threads = re.search(r'key: "(?:intra_op_)?num_threads"\s*value: \{ string_value: "(\d+)"', text)
-    if not count or not threads:
-        raise ValueError(f"{config_file}: expected `count: N` and a parameter num_threads")
-    return int(count[1]), int(threads[1])
