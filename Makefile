@@ -8,7 +8,7 @@ CHECKPOINT ?= artefacts/reference
 MODEL ?= grpc://127.0.0.1:8001
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help serve test check train evaluate export engine clean
+.PHONY: help serve test check train evaluate export engine bench-compare clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -57,5 +57,19 @@ engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in 
 	  --onnx $(or $(ONNX),$(CHECKPOINT)/onnx/fp16/model.onnx) --checkpoint $(CHECKPOINT) $(if $(DATA),--data $(DATA)) \
 	  --config model_repository/classifier/configs/tensorrt.pbtxt
 
+# Each peer in an environment of its own, since their dependencies conflict. One that cannot be made is left out.
+PEERS := fastapi litserve ray bentoml
+PEER_ENVIRONMENTS := $(PEERS:%=.venv-peer-%/.ready)
+
+.venv-peer-%/.ready: benchmarks/peers/requirements-%.txt benchmarks/peers/requirements-base.txt constraints.txt
+	@echo "Installing benchmarks/peers/requirements-$*.txt into .venv-peer-$* (once, a few minutes) ..."
+	@$(PYTHON) -m venv --clear .venv-peer-$*
+	@.venv-peer-$*/bin/pip install --quiet -r benchmarks/peers/requirements-$*.txt
+	@touch $@
+
+bench-compare: $(SERVE_VENV)/.ready $(DEV_VENV)/.ready ## This service beside LitServe, Ray Serve, ... (COMPARE_ARGS=--quick)
+	-@$(MAKE) --no-print-directory --keep-going $(PEER_ENVIRONMENTS)
+	@$(DEV_VENV)/bin/python -m benchmarks.compare --serve-python $(SERVE_VENV)/bin/python --checkpoint $(CHECKPOINT) $(COMPARE_ARGS)
+
 clean: ## Delete the environments and caches (never artefacts)
-	rm -rf $(SERVE_VENV) $(DEV_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(SERVE_VENV) $(DEV_VENV) .venv-peer-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

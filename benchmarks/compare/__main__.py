@@ -5,9 +5,9 @@
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
 
-Same checkpoint, same texts, same load generator, in interleaved rounds. benchmarks/compare/plan.py states every duration.
-Writes raw files, report.md and report.png into --out, prints the report, and as its last line its figures as JSON.
-Systems whose environment or checkpoint is missing are skipped, and the report says why.
+Same checkpoint, same texts, same load generator, in interleaved rounds. benchmarks/compare/plan.py states every
+duration. Writes raw files, report.md and report.png into --out, prints the report, and as its last line its figures
+as JSON. Systems whose environment or checkpoint is missing are skipped, and the report says why.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> Path:
-    """Runs the plan and returns the folder of its raw files; raises ValueError or OSError before anything is measured."""
+    """Runs the plan and returns the folder of its raw files; raises ValueError, OSError before measuring anything."""
     now = datetime.now(timezone.utc)
     plan = QUICK if options.quick else DEFAULT
     plan = replace(plan, rounds=options.rounds) if options.rounds else plan

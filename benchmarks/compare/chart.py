@@ -1,4 +1,4 @@
-"""A comparison as a bar chart: saturated throughput and sustained rate of each system, with the spread of the rounds."""
+"""A comparison as a bar chart: saturated throughput and sustained rate of each system, with the rounds' spread."""
 
 from pathlib import Path
 

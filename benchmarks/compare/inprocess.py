@@ -2,8 +2,8 @@
 
     python -m benchmarks.compare.inprocess TASK SPEC.json OUT.json
 
-SPEC holds `texts`, `threads` (cores that may be used), `served` ([instances, threads] of the service) and the task's own
-numbers. Tasks, and what OUT then holds:
+SPEC holds `texts`, `threads` (cores that may be used), `served` ([instances, threads] of the service) and the task's
+own numbers. Tasks, and what OUT then holds:
 
     labels      the label of every text, null where its score is below SURE_SCORE
     candidates  reviews a second of every layout and grouping, tokens ready

@@ -3,7 +3,8 @@
 OUT/run.json                         plan, machine, systems, what was skipped and why, versions, command
 OUT/candidates.json, curve.json      in process, once
 OUT/round-N/ceiling.json, lone.json  in process, each round
-OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py), .csv.gz its samples, SYSTEM.log the server's log
+OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
+OUT/round-N/SYSTEM.log               what the server printed
 """
 
 import json
@@ -95,8 +96,10 @@ class Bench:
 
         def holds(share: float) -> bool:
             rate_per_s = share * saturated.right_per_s
-            window = {"warmup_s": plan.settle_s, "window_s": plan.probe_s}
-            open_loop = replace(spec, server_pid=0, rate_per_s=rate_per_s, **window)  # reading CPU times takes time
+            # No process to watch: reading CPU times would make requests wait.
+            open_loop = replace(
+                spec, server_pid=0, warmup_s=plan.settle_s, window_s=plan.probe_s, rate_per_s=rate_per_s
+            )
             held = self.load(open_loop, folder / f"{system.name}.open-{round(share * 100):03d}").holds
             logger.info("%s: %.1f requests/s %s", system.name, rate_per_s, "hold" if held else "do not hold")
             return held

@@ -26,7 +26,7 @@ GROUPINGS: dict[str, tuple[int, float]] = {
     "1024 tokens, 5 % padding": (1024, 5),
     "4096 tokens, 5 % padding": (4096, 5),
 }
-"""Limits for `length_groups`, which sorts all texts by length first: more than a server can do, which sees the queue."""
+"""Limits for `length_groups`, which sorts all texts by length: more than a server can do, which sees its queue only."""
 
 
 def layouts(threads: int) -> dict[str, tuple[int, int]]:

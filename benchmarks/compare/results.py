@@ -119,7 +119,7 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
     records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
     tokens = [record["tokens"] for record in records if record["tokens"].get("review")]
     is_service = bool(entry["is_service"])
-    lone = [r / f"{name}.{measure.LONE}" for r in complete if is_service]
+    lone = [r / f"{name}.{measure.LONE}" for r in complete if (r / f"{name}.{measure.LONE}.json").exists()]
     outcomes = _outcomes(name, complete)
     return SystemResult(
         name=name,

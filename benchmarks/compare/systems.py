@@ -106,7 +106,7 @@ class Machine:
         if system.engine == "torch" and not (self.checkpoint / "model.safetensors").exists():
             return (
                 f"{self.checkpoint} holds no checkpoint (model.safetensors): train it with `make train "
-                "CONFIG=training/configs/reference.yaml`, or name another one with --checkpoint"
+                "CONFIG=training/configs/offline.yaml`, or name another one with --checkpoint"
             )
         return ""
 
@@ -149,10 +149,10 @@ def chosen(names: Sequence[str]) -> list[System]:
 
 
 def default_machine(threads: int) -> Machine:
-    """Returns what the Makefile makes: environments in the checkout."""
+    """Returns what the Makefile makes, environments in the checkout, or what $SERVE_PYTHON and $PEERS name."""
     return Machine(
         serve_python=Path(os.environ.get("SERVE_PYTHON", CHECKOUT / ".venv-serve/bin/python")),
-        peers=CHECKOUT / ".venv-peer-PEER",
+        peers=Path(os.environ.get("PEERS", CHECKOUT / ".venv-peer-PEER")),
         checkpoint=CHECKOUT / "artefacts/reference",
         threads=threads,
     )

@@ -8,6 +8,8 @@ from benchmarks.compare.systems import FASTAPI, SERVICE, SERVICE_GRPC
 
 SHORT_TOKENS, LONG_TOKENS = 20, 256
 """Lengths that the aim about short texts names."""
+MAX_GENERATOR_CORES = 0.85
+"""From here on the load generator, one Python process, may be what limits a system."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ def aims(comparison: Comparison) -> list[Aim]:
         if result is not None:
             found.append(Aim(f"tokenizer's share of CPU time, {result.title}", result.tokenizer_share, 0.06, False))
             found.append(Aim(f"padding's share of tokens, {result.title}", result.padding_share, 0.03, False))
+    generator = Spread(tuple(result.generator_cores.highest for result in comparison.systems.values()))
+    found.append(
+        Aim("load generator, cores, most of a system", Spread((generator.highest,)), MAX_GENERATOR_CORES, False)
+    )
     for door, curve in comparison.curve_ms.items():
         ratio = Spread((curve[SHORT_TOKENS] / curve[LONG_TOKENS],))
         found.append(Aim(f"time of {SHORT_TOKENS} tokens over {LONG_TOKENS}, {door}", ratio, 1 / 6, False))
@@ -94,9 +100,9 @@ def markdown(comparison: Comparison) -> str:
     parts = [
         f"# Comparison of {run['date']}",
         f"{run['threads']} cores of {run['cpu']}, {run['plan']['reviews']} reviews, {run['plan']['rounds']} rounds, "
-        f"`{run['command']}`. Medians of the rounds, in brackets lowest..highest. Saturated: {run['plan']['users']} users "
-        "in a closed loop. Sustained: highest open-loop rate at which 99 % of the requests are answered rightly within "
-        "200 ms. The load generator runs on the same cores.",
+        f"`{run['command']}`. Medians of the rounds, in brackets lowest..highest. Saturated: {run['plan']['users']} "
+        "users in a closed loop. Sustained: highest open-loop rate at which 99 % of the requests are answered rightly "
+        "within 200 ms. The load generator runs on the same cores.",
         _systems(comparison),
         _aims(comparison),
         _candidates(comparison),

@@ -1,1 +1,1 @@
-"""The serving frameworks that this service is compared with: one small server for each, in an environment of its own."""
+"""The serving frameworks that this service is compared with: a small server of each, in an environment of its own."""

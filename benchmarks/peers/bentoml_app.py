@@ -3,9 +3,9 @@
     bentoml serve benchmarks.peers.bentoml_app:Sentiment --port 8100
     curl localhost:8100/classify -H 'Content-Type: application/json' -d '{"texts": ["Amazing movie!"]}'
 
-As https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html sets it up; one worker, since it uses all cores.
-BentoML chooses by itself how long to wait for company, below a minute: a lower limit would not make it faster, but refuse
-requests, by 503.
+As https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html sets it up; one worker, since it uses all
+cores. BentoML chooses by itself how long to wait for company. Its limit of the latency stays at a minute: a lower one
+would refuse requests (503) under saturation.
 """
 
 import bentoml

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     ray.init(num_cpus=model.num_threads(), include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
-    serve.run(Sentiment.bind(), name="sentiment")
+    serve.run(Sentiment.bind(), name="sentiment")  # type: ignore[attr-defined]
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     serve.shutdown()
     ray.shutdown()
