@@ -13,17 +13,16 @@ own numbers. Tasks, and what OUT then holds:
 """
 
 import json
+import multiprocessing
+import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.compare.plan import GROUPINGS, layouts
 from benchmarks.peers import shipped_engine
-from benchmarks.peers.shipped_engine import Infer
 from model_repository.classifier.length_groups import length_groups
 
 SURE_SCORE = 0.9
@@ -38,45 +37,73 @@ def _groups(rows: Rows, grouping: str) -> list[list[list[int]]]:
 
 
 def ceiling(rows: Rows, layout: tuple[int, int], grouping: str, length_s: float) -> dict[str, float]:
-    """Returns reviews and tokens a second of running `rows` over and over, at least once and for `length_s`."""
-    engines = [shipped_engine.open_engine(layout[1]) for _ in range(layout[0])]
+    """Returns reviews and tokens a second of running `rows` over and over, at least once and for `length_s`.
+
+    Each engine is in a process of its own, as in the server, and on cores of its own: OpenVINO pins its threads, those
+    of every engine to the same cores if it may.
+    """
     groups = _groups(rows, grouping)[::-1]  # long ones first: the last to finish keeps nobody waiting
-    with ThreadPoolExecutor(layout[0]) as pool:
-        for infer in engines:
-            shipped_engine.infer_rows(infer, groups[0])
-        queue = _Queue(groups, time.perf_counter() + length_s)
-        start_s = time.perf_counter()
-        counts = list(pool.map(lambda infer: _run(infer, queue), engines))
-        wall_s = time.perf_counter() - start_s
-    return {"reviews_per_s": sum(c[0] for c in counts) / wall_s, "tokens_per_s": sum(c[1] for c in counts) / wall_s}
+    context = multiprocessing.get_context("spawn")
+    shared = (groups, layout, length_s, context.Value("q", 0), context.Barrier(layout[0]))
+    with context.Pool(layout[0], _share, (shared,)) as pool:
+        runs = pool.map(_run, range(layout[0]), chunksize=1)
+    wall_s = max(run.end_s for run in runs) - min(run.start_s for run in runs)
+    return {
+        "reviews_per_s": sum(r.reviews for r in runs) / wall_s,
+        "tokens_per_s": sum(r.tokens for r in runs) / wall_s,
+    }
 
 
-class _Queue:
-    """Hands out groups, pass after pass, until `end_s` is over at the end of one: every text counts equally often."""
+class _Run(NamedTuple):
+    """What one engine did; times of `time.perf_counter`, which all processes share."""
 
-    def __init__(self, groups: Sequence[Rows], end_s: float) -> None:
-        self._groups = groups
-        self._end_s = end_s
-        self._next = 0
-        self._lock = threading.Lock()
-
-    def take(self) -> Rows | None:
-        """Returns the next group, None for the end."""
-        with self._lock:
-            place = self._next % len(self._groups)
-            if place == 0 and self._next and time.perf_counter() >= self._end_s:
-                return None
-            self._next += 1
-            return self._groups[place]
+    reviews: int
+    tokens: int
+    start_s: float
+    end_s: float
 
 
-def _run(infer: Infer, queue: _Queue) -> tuple[int, int]:
-    """Runs groups until there are no more; returns reviews and tokens."""
+_shared: dict[str, Any] = {}
+"""In an engine's process: what `ceiling` gave to all of them."""
+
+
+def _share(shared: tuple[Any, ...]) -> None:
+    _shared.update(zip(("groups", "layout", "length_s", "next", "barrier"), shared, strict=True))
+
+
+def _run(place: int) -> _Run:
+    """Runs groups in the process of engine `place` until there are no more."""
+    groups, (_, num_threads), barrier = _shared["groups"], _shared["layout"], _shared["barrier"]
+    cores = sorted(os.sched_getaffinity(0))[place * num_threads : (place + 1) * num_threads]
+    if len(cores) == num_threads:
+        os.sched_setaffinity(0, cores)
+    infer = shipped_engine.open_engine(num_threads)
+    shipped_engine.infer_rows(infer, groups[0])
+    barrier.wait()
+    start_s = time.perf_counter()
     reviews = tokens = 0
-    while (group := queue.take()) is not None:
+    while (index := _take(start_s + _shared["length_s"])) is not None:
+        group = groups[index]
         shipped_engine.infer_rows(infer, group)
         reviews, tokens = reviews + len(group), tokens + sum(map(len, group))
-    return reviews, tokens
+    return _Run(reviews, tokens, start_s, time.perf_counter())
+
+
+def _take(end_s: float) -> int | None:
+    """Returns the next group's index, None from the end of the pass on in which `end_s` lies.
+
+    Whole passes only, so that every text counts equally often.
+    """
+    following = _shared["next"]
+    with following.get_lock():
+        if following.value < 0:
+            return None
+        index = int(following.value) % len(_shared["groups"])
+        if index == 0 and following.value and time.perf_counter() >= end_s:
+            following.value = -1
+            return None
+        following.value += 1
+        return index
 
 
 def text_of(num_tokens: int, encode: Callable[[Sequence[str]], list[list[int]]]) -> str:
