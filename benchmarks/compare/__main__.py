@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -41,9 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = options.report or _measure(options)
         comparison = results.read(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("benchmarks.compare: stopped; --report shows what was measured so far", file=sys.stderr)
+        return 130
     report = table.markdown(comparison)
     (folder / REPORT).write_text(report)
     chart.draw(comparison, folder / CHART)
@@ -98,16 +102,17 @@ def _measure(options: argparse.Namespace) -> Path:
     )
     bench = Bench(plan, machine, reviews, [None] * len(reviews), out.absolute(), options.seed)
     bench = replace(bench, labels=bench.in_process("labels", out.absolute() / "labels.json"))
+    _describe(out, now, plan, machine, systems, skipped)  # now, so that an interrupted run can be reported on
     measure.measure(bench, systems, skipped)
-    (out / "run.json").write_text(json.dumps(_describe(now, plan, machine, systems, skipped), indent=1) + "\n")
+    _describe(out, now, plan, machine, systems, skipped)
     return out
 
 
 def _describe(
-    now: datetime, plan: Plan, machine: Machine, systems: Sequence[System], skipped: dict[str, str]
-) -> dict[str, Any]:
+    out: Path, now: datetime, plan: Plan, machine: Machine, systems: Sequence[System], skipped: dict[str, str]
+) -> None:
     kept = ("name", "title", "engine", "protocol")
-    return {
+    run = {
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
         "cpu": _cpu_model(),
@@ -117,6 +122,7 @@ def _describe(
         "systems": [{**{key: getattr(s, key) for key in kept}, "is_service": s.is_service} for s in systems],
         "skipped": skipped,
     }
+    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
 
 
 def _cpu_model() -> str:

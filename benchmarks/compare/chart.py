@@ -33,7 +33,7 @@ def draw(comparison: Comparison, file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("reviews a second")
     axes.set_title(f"{comparison.run['threads']} cores of {comparison.run['cpu']}, load generator included")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
