@@ -99,6 +99,13 @@ def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> N
     assert "make .venv-peer-ray/.ready" in here.missing(ray)
 
 
+def test_answers_across_an_edge_of_the_window_count_by_their_part_in_it(tmp_path: Path) -> None:
+    samples = [Sample(sent_s, sent_s, sent_s + 4.0, 1, OK) for sent_s in (-2.0, 1.0, 5.0, 9.0)]
+    write_samples(tmp_path / "load.csv.gz", samples, 0.0)
+    _write(tmp_path / "load.json", {"complete": True, "window_s": [0.0, 10.0]})
+    assert measure.summarise(tmp_path / "load").right_per_s == pytest.approx((0.5 + 1 + 1 + 0.25) / 10)
+
+
 def test_report_shows_ratios_aims_and_what_is_missing(comparison: Comparison) -> None:
     report = table.markdown(comparison)
     assert "| LitServe, batching | torch | 10.0 (10.0..10.0) | 5.0 (5.0..5.0) | 4.00 (4.00..4.00) |" in report

@@ -81,11 +81,16 @@ class Generator:
             self.late_or_wrong += 1
 
     async def closed_loop(self, users: int, until_s: float) -> None:
-        """Keeps `users` requests going until `until_s`, then waits for the last answers."""
+        """Keeps `users` requests going until all that were sent before `until_s` are answered, and so under load."""
+        owed = 0
 
         async def user() -> None:
-            while time.perf_counter() < until_s:
-                await self.send(time.perf_counter())
+            nonlocal owed
+            while (now_s := time.perf_counter()) < until_s or owed:
+                counts = now_s < until_s
+                owed += counts
+                await self.send(now_s)
+                owed -= counts
 
         await asyncio.gather(*(user() for _ in range(users)))
 

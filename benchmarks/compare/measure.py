@@ -36,7 +36,8 @@ class Loaded:
     """What the next measurement needs to know of one load."""
 
     right_per_s: float
-    """Right answers that came within the window, a second of it."""
+    """Right answers a second of the window. One that was on its way at an edge counts by the part of its time within:
+    a server that answers whole batches would otherwise gain or lose one by chance."""
     holds: bool
     """Whether enough requests due in the window were answered rightly within the limit."""
 
@@ -126,11 +127,12 @@ def summarise(out: Path) -> Loaded:
     start_s, end_s = record["window_s"]
     if end_s <= start_s:
         return Loaded(0.0, False)
-    in_window = data.ok & (data.done_s >= start_s) & (data.done_s < end_s)
+    within_s = np.minimum(data.done_s, end_s) - np.maximum(data.sent_s, start_s)
+    parts = np.clip(within_s, 0, None)[data.ok] / np.maximum(data.done_s - data.sent_s, 1e-9)[data.ok]
     due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
     in_time = data.ok & (data.latency_s <= LIMIT_S)
     share = float(np.mean(in_time[due])) if due.any() else 0.0
-    right_per_s = float(in_window.sum()) / (end_s - start_s)
+    right_per_s = float(parts.sum()) / (end_s - start_s)
     return Loaded(right_per_s, bool(record["complete"]) and share >= MIN_SHARE_IN_TIME)
 
 
