@@ -113,11 +113,11 @@ def markdown(comparison: Comparison) -> str:
 
 
 def show(spread: Spread, digits: int = 2) -> str:
-    """Returns `median (lowest..highest)`."""
+    """Returns `median (lowest..highest)`; over a system that held no rate at all a ratio is infinite."""
     if not spread.values:
         return "-"
-    low, high = f"{spread.lowest:.{digits}f}", f"{spread.highest:.{digits}f}"
-    return f"{spread.median:.{digits}f} ({low}..{high})"
+    median, low, high = (f"{v:.{digits}f}".replace("inf", "∞") for v in (spread.median, spread.lowest, spread.highest))
+    return f"{median} ({low}..{high})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
