@@ -56,7 +56,10 @@ def running(system: System, machine: Machine, log_file: Path) -> Iterator[Server
         StartError: it ended, or did not answer within `START_TIMEOUT_S`.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
-    with tempfile.TemporaryDirectory(prefix="compare-") as scratch, log_file.open("wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-", ignore_cleanup_errors=True) as scratch,
+        log_file.open("wb") as log,
+    ):
         process = subprocess.Popen(
             machine.arguments(system, http_port),
             cwd=CHECKOUT,

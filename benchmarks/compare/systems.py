@@ -130,6 +130,7 @@ class Machine:
                 "OMP_NUM_THREADS": str(self.threads),
                 "PYTHONPATH": str(CHECKOUT),
                 "BENTOML_HOME": str(scratch / "bentoml"),
+                "RAY_TMPDIR": str(scratch),
                 "PATH": f"{self.python(system).parent}:{os.environ.get('PATH', os.defpath)}",
             }
         )
