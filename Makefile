@@ -4,11 +4,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SERVE_VENV := .venv-serve
 DEV_VENV := .venv
+BENCH_VENV := .venv-bench
 CHECKPOINT ?= artefacts/reference
 MODEL ?= grpc://127.0.0.1:8001
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help serve test check train evaluate export engine clean
+.PHONY: help serve test check train evaluate export engine bench report capacity bench-compare clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -20,11 +21,20 @@ $(SERVE_VENV)/.ready: requirements-serve.txt constraints.txt
 	@$(SERVE_VENV)/bin/pip install --quiet -r requirements-serve.txt -c constraints.txt
 	@touch $@
 
-$(DEV_VENV)/.ready: requirements.txt requirements-serve.txt constraints.txt
+$(DEV_VENV)/.ready: requirements.txt requirements-bench.txt requirements-serve.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make test PYTHON=python3.11" % v)'
 	@echo "Installing requirements.txt into $(DEV_VENV) (once, a few minutes) ..."
 	@$(PYTHON) -m venv --clear $(DEV_VENV)
 	@$(DEV_VENV)/bin/pip install --quiet -r requirements.txt -c constraints.txt
+	@touch $@
+
+# perf_analyzer is a program that tritonclient's wheels carried up to 2.60.0; this one's runs with the libraries in nvidia-pytriton.
+$(BENCH_VENV)/.ready: requirements-bench.txt requirements-serve.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make bench PYTHON=python3.11" % v)'
+	@echo "Installing requirements-bench.txt into $(BENCH_VENV) (once) ..."
+	@$(PYTHON) -m venv --clear $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/pip install --quiet -r requirements-bench.txt -c constraints.txt
+	@$(BENCH_VENV)/bin/pip install --quiet --no-deps --target $(BENCH_VENV)/perf_analyzer tritonclient==2.51.0
 	@touch $@
 
 serve: $(SERVE_VENV)/.ready ## Serve the model on 127.0.0.1 (HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002)
@@ -57,5 +67,22 @@ engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in 
 	  --onnx $(or $(ONNX),$(CHECKPOINT)/onnx/fp16/model.onnx) --checkpoint $(CHECKPOINT) $(if $(DATA),--data $(DATA)) \
 	  --config model_repository/classifier/configs/tensorrt.pbtxt
 
+bench: $(BENCH_VENV)/.ready ## Load-test against the promise (PROFILE=smoke|slo|sweep|soak BENCH_ARGS=...)
+	@$(BENCH_VENV)/bin/python -m benchmarks.bench --profile $(or $(PROFILE),smoke) $(BENCH_ARGS)
+
+# Each peer in an environment of its own, since their dependencies conflict. One that cannot be made is left out.
+PEERS := fastapi litserve ray bentoml
+PEER_ENVIRONMENTS := $(PEERS:%=.venv-peer-%/.ready)
+
+.venv-peer-%/.ready: benchmarks/peers/requirements-%.txt benchmarks/peers/requirements-base.txt constraints.txt
+	@echo "Installing benchmarks/peers/requirements-$*.txt into .venv-peer-$* (once, a few minutes) ..."
+	@$(PYTHON) -m venv --clear .venv-peer-$*
+	@.venv-peer-$*/bin/pip install --quiet -r benchmarks/peers/requirements-$*.txt
+	@touch $@
+
+bench-compare: $(BENCH_VENV)/.ready ## This service beside LitServe, Ray Serve, ... (COMPARE_ARGS=--quick)
+	-@$(MAKE) --no-print-directory --keep-going $(PEER_ENVIRONMENTS)
+	@$(BENCH_VENV)/bin/python -m benchmarks.compare --serve-python $(BENCH_VENV)/bin/python --checkpoint $(CHECKPOINT) $(COMPARE_ARGS)
+
 clean: ## Delete the environments and caches (never artefacts)
-	rm -rf $(SERVE_VENV) $(DEV_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(SERVE_VENV) $(DEV_VENV) $(BENCH_VENV) .venv-peer-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Load tests of the running service: profiles, Locust, perf_analyzer, the gate of the latency promise and its report."""
+"""Load tests of the running service: profiles, Locust, perf_analyzer, the gate of the promise, and its report."""

@@ -6,10 +6,10 @@
     python -m benchmarks.bench --profile soak              # twenty minutes, memory must not grow
     ... --http-url http://node:8000 --grpc-url grpc://node:8001 --metrics-url http://node:8002/metrics
 
-A service that answers at the URLs is tested; otherwise one is started for the run (loopback). Loads, durations and limits
-stand in benchmarks/profiles.yaml. Raw files of every request go to the results folder, which benchmarks.report turns
-into a page. Exit status 0 when every gated measurement is valid and keeps the limits, 1 when one does not, 2 when the run
-could not be made. The last line on stdout is one JSON document.
+A service that answers at the URLs is tested; otherwise one is started for the run (loopback). Loads, durations and
+limits stand in benchmarks/profiles.yaml. Raw files of every request go to the results folder, which benchmarks.report
+turns into a page. Exit status 0 when every gated measurement is valid and keeps the limits, 1 when one does not, 2 when
+the run could not be made. The last line on stdout is one JSON document.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks import locust_run, perf_analyzer, processes, profiles, texts, ve
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
-from benchmarks.profiles import Load, LoadStage, Profile, Profiles, SearchStage
+from benchmarks.profiles import Load, Profile, Profiles, SearchStage
 from benchmarks.search import highest_rate
 from benchmarks.service import CHECKOUT, Service, ServiceError, running
 from benchmarks.summary import Summary, summarise
@@ -64,9 +64,7 @@ class Bench:
         what = f"{load.tool} {load.protocol}, {load.level:.4g} {unit}, {load.warmup_s:g} + {load.duration_s:g} s"
         print(f"{name}: {what} ...", flush=True)
         tool = locust_run if load.tool == "locust" else perf_analyzer
-        summary = summarise(
-            tool.run(load, self.service.urls, self.folder / name, self.source, self.watch, gate)
-        )
+        summary = summarise(tool.run(load, self.service.urls, self.folder / name, self.source, self.watch, gate))
         self.summaries.append(summary)
         problems = [*summary.invalid(self.rules.validity), *(summary.broken(self.rules.limits) if gate else [])]
         print(verdict.table([summary]).splitlines()[1] + "".join(f"\n  {problem}" for problem in problems), flush=True)
@@ -74,16 +72,16 @@ class Bench:
 
     def _search(self, stage: SearchStage) -> float | None:
         users = max(1, SATURATING_REVIEWS // stage.batch_size)
-        saturated = self.measure(f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False)
+        saturated = self.measure(
+            f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
+        )
 
         def holds(rate_per_s: float, duration_s: float) -> bool:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:g}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             return not summary.broken(self.rules.limits) and not summary.invalid(self.rules.validity)
 
-        found = highest_rate(
-            holds, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
-        )
+        found = highest_rate(holds, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent)
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
         print(f"{stage.name}: highest rate that holds for {stage.duration_s:g} s: {rate}", flush=True)
         return found
@@ -92,7 +90,10 @@ class Bench:
         return Load.model_validate(
             {
                 **{key: getattr(stage, key) for key in ("protocol", "texts", "batch_size", "warmup_s")},
-                **{"tool": "locust", "loop": loop, "level": level, "duration_s": duration_s},
+                "tool": "locust",
+                "loop": loop,
+                "level": level,
+                "duration_s": duration_s,
             }
         )
 
@@ -106,7 +107,11 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": processes.machine(),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
-        "texts": {"data": str(options.data) if options.data else "generated", "reviews": options.reviews, "seed": options.seed},
+        "texts": {
+            "data": str(options.data) if options.data else "generated",
+            "reviews": options.reviews,
+            "seed": options.seed,
+        },
         "service_started_here": service.started_here,
     }
 
@@ -167,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     defaults = Urls("http://127.0.0.1:8000", "grpc://127.0.0.1:8001", "http://127.0.0.1:8002/metrics")
     parser.add_argument("--profile", default="smoke", help="which load, from the profile file")
-    parser.add_argument("--profiles", type=Path, default=profiles.PROFILES_FILE, metavar="FILE", help="the profile file")
+    parser.add_argument(
+        "--profiles", type=Path, default=profiles.PROFILES_FILE, metavar="FILE", help="the profile file"
+    )
     parser.add_argument("--http-url", default=defaults.http, metavar="URL", help="HTTP of the service")
     parser.add_argument("--grpc-url", default=defaults.grpc, metavar="URL", help="its gRPC")
     parser.add_argument("--metrics-url", default=defaults.metrics, metavar="URL", help="its metrics")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from geventhttpclient import HTTPClient
 
@@ -57,7 +58,7 @@ def _generate(http_url: str, timeout_s: float) -> Door:
     return Door(ask, client.close)
 
 
-def _predictions(answer: dict[str, object]) -> list[Prediction]:
+def _predictions(answer: dict[str, Any]) -> list[Prediction]:
     """Returns the predictions in an answer of /generate: scalars for one review, flat lists for several."""
     labels, scores, flat = (_listed(answer[key]) for key in ("label", "score", "probabilities"))
     width = len(flat) // len(labels)
@@ -65,5 +66,5 @@ def _predictions(answer: dict[str, object]) -> list[Prediction]:
     return [Prediction(label, score, row) for label, score, row in zip(labels, scores, rows, strict=True)]
 
 
-def _listed(value: object) -> list[object]:
+def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]

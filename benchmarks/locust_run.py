@@ -52,7 +52,17 @@ def command(load: Load, urls: Urls, out: Path, source: TextSource) -> list[str]:
         **({"data": source.data} if source.data else {}),
     }
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    start = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--exit-code-on-error", "0"]
+    start = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(LOCUSTFILE),
+        "--headless",
+        "--only-summary",
+        "--exit-code-on-error",
+        "0",
+    ]
     return [*start, *given, _USERS[load.protocol, load.loop]]
 
 
@@ -66,7 +76,12 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     timeout_s = load.warmup_s + load.duration_s + TIMEOUT_S + _SETTLE_S
     try:
         done = subprocess.run(
-            command(load, urls, out, source), cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout_s, check=False
+            command(load, urls, out, source),
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LoadError(f"Locust did not end within {timeout_s:.0f} s: {_tail(error.stderr)}") from error

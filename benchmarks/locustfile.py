@@ -1,6 +1,6 @@
 """Locust users of the service: three protocols, each as a closed and as an open loop.
 
-    locust -f benchmarks/locustfile.py --class-picker            # web UI: pick a user class, its options are in the form
+    locust -f benchmarks/locustfile.py --class-picker           # web UI: pick a user class, its options are in the form
     locust -f benchmarks/locustfile.py --headless --users 8 --window-s 30 --out artefacts/try GrpcUser
     locust -f benchmarks/locustfile.py --headless --users 1 --rate 40 --window-s 30 --out artefacts/try GrpcArrivals
 
@@ -12,7 +12,7 @@ One process: `--processes` would write several sets of samples to the same file.
 asyncio process of their own: measured per request, the client took 1.9 ms of CPU under gevent and 1.6 ms under asyncio.
 """
 
-import locust  # first: it makes the standard library cooperative
+import locust  # noqa: F401  first: it makes the standard library cooperative
 
 # isort: split
 
@@ -90,7 +90,7 @@ def _finish(environment: Environment, **_: Any) -> None:
     _tests.pop(id(environment)).end()
 
 
-class _SentimentUser(User):  # type: ignore[misc]
+class _SentimentUser(User):
     """Asks over one protocol and tells Locust how it went."""
 
     abstract = True

@@ -1,8 +1,8 @@
 """One measurement with perf_analyzer, whose raw timestamps are kept in the same files as Locust's.
 
-Where none is on the PATH, the one that the tritonclient 2.51.0 wheel carries is taken from `PERF_ANALYZER_DIR` (`make
-bench` puts it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own and
-measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
+Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR` (`make
+bench` puts it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own
+and measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
 """
 
 import csv
@@ -154,7 +154,9 @@ def _last_response(request: dict[str, Any]) -> int:
 def _composing(printed: str) -> list[str]:
     """Returns perf_analyzer's lines about the steps of the ensemble."""
     _, found, rest = printed.partition("Composing models:")
-    return [line.strip() for line in rest.partition("Inferences/Second")[0].splitlines() if line.strip()] if found else []
+    return (
+        [line.strip() for line in rest.partition("Inferences/Second")[0].splitlines() if line.strip()] if found else []
+    )
 
 
 def _children_cpu_s() -> float:

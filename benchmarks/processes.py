@@ -130,4 +130,9 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     cores = len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count()
-    return {"cpu": model, "cores": cores, "memory_gib": round(psutil.virtual_memory().total / 2**30, 1), "system": platform.platform()}
+    return {
+        "cpu": model,
+        "cores": cores,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+    }

@@ -155,7 +155,9 @@ def _describe(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted({name for section in _SECTIONS for name in section.model_fields})
         nearest = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        return f"unknown key {key!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}")
+        return f"unknown key {key!r}" + (
+            f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
+        )
     if error["type"] == "missing":
         return f"key {key!r} is missing"
     return f"key {key!r}: {error['msg']}, got {error['input']!r}"

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,9 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
         yield Service(urls, _listening_process(_port(urls.http)), started_here=False)
         return
     if urlsplit(urls.http).hostname not in _LOOPBACK:
-        raise ServiceError(f"no service answers at {urls.http}, and one can be started on 127.0.0.1 only: start it there")
+        raise ServiceError(
+            f"no service answers at {urls.http}, and one can be started on 127.0.0.1 only: start it there"
+        )
     with _started(urls, log_file) as process:
         _refuse_cache(urls)
         yield Service(urls, _triton(process.pid), started_here=True)

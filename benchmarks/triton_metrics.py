@@ -11,7 +11,7 @@ STEPS = ("tokenizer", "classifier")
 """The models of the ensemble `sentiment`, in order."""
 ENSEMBLE = "sentiment"
 _TIMEOUT_S = 10
-_LINE = re.compile(r'^((?:nv_inference|sentiment_)\w+)(?:\{(.*)\})? (\S+)$', re.MULTILINE)
+_LINE = re.compile(r"^((?:nv_inference|sentiment_)\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _MODEL = re.compile(r'model="([^"]*)"')
 
 

@@ -39,9 +39,7 @@ def read_all(folder: Path) -> list[Summary]:
     return [summarise(file) for file in files]
 
 
-def judge(
-    summaries: Sequence[Summary], limits: Limits, validity: Validity, profile: Profile, folder: Path
-) -> Verdict:
+def judge(summaries: Sequence[Summary], limits: Limits, validity: Validity, profile: Profile, folder: Path) -> Verdict:
     """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it."""
     broken: list[str] = []
     remarks: list[str] = []
@@ -53,13 +51,13 @@ def judge(
             remarks += invalid
             if any(kind == "WrongAnswerError" for kind in summary.failures):
                 broken.append(f"{summary.name}: {summary.failures['WrongAnswerError']} wrong answers")
-    remarks += [line for line in disagreements(summaries, validity)]
+    remarks += disagreements(summaries, validity)
     broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent)
     return Verdict(broken, remarks)
 
 
 def memory_growth(file: Path, limit_percent: float | None) -> list[str]:
-    """Returns which processes grew by more than `limit_percent`, and that nothing was measured where it was asked for."""
+    """Returns which processes grew by more than `limit_percent`, and whether none was watched long enough."""
     if limit_percent is None:
         return []
     growth = processes.growth_percent(file, SETTLE_S) if file.exists() else {}
@@ -97,18 +95,29 @@ def disagreements(summaries: Sequence[Summary], validity: Validity) -> list[str]
     return lines
 
 
-_HEADER = f"{'measurement':<34} {'offered':>8} {'answered':>8} {'failed':>7} {'p50':>7} {'p95':>7} {'p99':>7} {'batch':>6} {'queue':>6}"
+_COLUMNS = (
+    ("offered", 8),
+    ("answered", 8),
+    ("failed", 7),
+    ("p50", 7),
+    ("p95", 7),
+    ("p99", 7),
+    ("batch", 6),
+    ("queue", 6),
+)
+_HEADER = f"{'measurement':<34} " + " ".join(f"{name:>{width}}" for name, width in _COLUMNS)
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """Returns one line a measurement: requests a second, failures, latencies in ms, reviews an execution, queue share."""
+    """Returns one line a measurement: requests a second, failures, ms, reviews an execution, share of queueing."""
     lines = [_HEADER]
     for summary in summaries:
         batching = summary.batching
         merged = f"{batching.reviews_per_execution['classifier']:6.1f} {batching.queue_share:6.0%}" if batching else ""
         lines.append(
             f"{summary.name:<34} {summary.offered_per_s:8.1f} {summary.answered_per_s:8.1f} "
-            f"{summary.failures_percent:6.2f}% {summary.p50_ms:7.1f} {summary.p95_ms:7.1f} {summary.p99_ms:7.1f} {merged}"
+            f"{summary.failures_percent:6.2f}% "
+            f"{summary.p50_ms:7.1f} {summary.p95_ms:7.1f} {summary.p99_ms:7.1f} {merged}"
         )
     return "\n".join(lines)
 

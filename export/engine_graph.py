@@ -86,12 +86,14 @@ def graph_precision(model: onnx.ModelProto) -> str:
 def _quantised_precision(model: onnx.ModelProto) -> str:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     types = {name: tensor.data_type for name, tensor in tensors.items()}
-    zero_points = [tensors[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[2:]]
+    zero_points = [
+        tensors[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[2:]
+    ]
     shifted = sum(bool(numpy_helper.to_array(zero_point).any()) for zero_point in zero_points)
     if shifted:
         raise GraphError(
-            f"{shifted} activations have a zero point other than 0, which OpenVINO takes and TensorRT does not; give the "
-            "fp16 file, or one quantised symmetrically"
+            f"{shifted} activations have a zero point other than 0, which OpenVINO takes and TensorRT does not; give "
+            "the fp16 file, or one quantised symmetrically"
         )
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and types.get(node.input[0]) in _QUANTIZED_TYPES:

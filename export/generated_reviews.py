@@ -42,9 +42,7 @@ def _sentence(rng: np.random.Generator, mood: tuple[str, ...]) -> str:
     return " ".join(parts).capitalize() + rng.choice([".", "!", ".<br /><br />"], p=[0.8, 0.1, 0.1])
 
 
-def generate(
-    num_reviews: int, seed: int, quantiles: Sequence[tuple[float, int]] = LENGTH_QUANTILES
-) -> list[str]:
+def generate(num_reviews: int, seed: int, quantiles: Sequence[tuple[float, int]] = LENGTH_QUANTILES) -> list[str]:
     """Returns `num_reviews` reviews, positive, negative and mixed in turn; the same seed gives the same reviews.
 
     `quantiles` are pairs of (share of the reviews, tokens), as in `LENGTH_QUANTILES`; a review ends with the sentence

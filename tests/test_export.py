@@ -26,7 +26,7 @@ def files(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture(autouse=True)
 def wider_int8_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random, wide weights round worse, and put far more reviews near a tie, where rounding decides, than trained ones."""
+    """Random, wide weights round worse, and put far more reviews near a tie, where rounding decides."""
     monkeypatch.setitem(parity.TOLERANCES, "int8", replace(parity.TOLERANCES["int8"], logits=1.0, flipped_share=0.1))
 
 

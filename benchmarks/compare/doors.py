@@ -1,0 +1,84 @@
+"""How the load generator asks: JSON over HTTP, the same way for every system, or this project's gRPC client."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.compare.plan import TIMEOUT_S
+from benchmarks.compare.systems import TEXT
+
+Ask = Callable[[int], Awaitable[str]]
+"""Index of a text in, its label out; raises for anything else."""
+_MAX_IN_FLIGHT = 10_000
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where and how a system is asked."""
+
+    url: str
+    """`http://host:port/path` or `grpc://host:port`."""
+    body: dict[str, Any]
+    """JSON to send, with `TEXT` in the place of the review."""
+    label_at: Sequence[str | int]
+    """Keys and indices that lead to the label in the answer."""
+
+
+class UnexpectedStatusError(RuntimeError):
+    """Something else than 200 came."""
+
+
+def fill(template: object, text: str) -> object:
+    """Returns `template` with `text` in the place of `TEXT`."""
+    if isinstance(template, dict):
+        return {key: fill(value, text) for key, value in template.items()}
+    if isinstance(template, list):
+        return [fill(value, text) for value in template]
+    return text if template == TEXT else template
+
+
+@asynccontextmanager
+async def open_door(door: Door, texts: Sequence[str]) -> AsyncIterator[Ask]:
+    """Yields the way to ask about one of `texts`."""
+    opened = _open_grpc(door, texts) if door.url.startswith("grpc://") else _open_json(door, texts)
+    async with opened as ask:
+        yield ask
+
+
+@asynccontextmanager
+async def _open_json(door: Door, texts: Sequence[str]) -> AsyncIterator[Ask]:
+    import aiohttp
+
+    bodies = [json.dumps(fill(door.body, text)).encode() for text in texts]  # made before anything is timed
+    headers = {"Content-Type": "application/json"}
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
+
+        async def ask(index: int) -> str:
+            async with session.post(door.url, data=bodies[index], headers=headers) as response:
+                answer = await response.read()
+                if response.status != 200:
+                    raise UnexpectedStatusError(f"{response.status}: {answer[:200]!r}")
+            found = json.loads(answer)
+            for key in door.label_at:
+                found = found[key]
+            return str(found)
+
+        yield ask
+
+
+@asynccontextmanager
+async def _open_grpc(door: Door, texts: Sequence[str]) -> AsyncIterator[Ask]:
+    from clients.aio import AsyncSentimentClient
+    from clients.retry import RetryPolicy
+
+    once = RetryPolicy(max_attempts=1)
+    async with AsyncSentimentClient(door.url, timeout_s=TIMEOUT_S, retry=once, max_in_flight=_MAX_IN_FLIGHT) as client:
+
+        async def ask(index: int) -> str:
+            return (await client.predict([texts[index]]))[0].label
+
+        yield ask

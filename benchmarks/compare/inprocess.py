@@ -1,0 +1,187 @@
+"""What the same work costs without a server, in the environment that serves; a process of its own.
+
+    python -m benchmarks.compare.inprocess TASK SPEC.json OUT.json
+
+SPEC holds `texts`, `threads` (cores that may be used), `served` ([instances, threads] of the service) and the task's
+own numbers. Tasks, and what OUT then holds:
+
+    labels      the label of every text, null where its score is below SURE_SCORE
+    candidates  reviews a second of every layout and grouping, tokens ready
+    ceiling     the same for one of them: `layout`, `grouping`
+    lone        seconds of tokenizing and inferring each text alone, with one instance's threads
+    curve       a text of exactly n tokens for each of `tokens`, and the seconds of each of its `repeats`
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.compare.plan import GROUPINGS, layouts
+from benchmarks.peers import shipped_engine
+from model_repository.classifier.length_groups import length_groups
+
+SURE_SCORE = 0.9
+"""A label counts as known from here on: another precision, or company in a batch, moves a score a little, so that a
+review on the fence may tip without anything being wrong."""
+Rows = Sequence[Sequence[int]]
+
+
+def _groups(rows: Rows, grouping: str) -> list[list[list[int]]]:
+    limits = GROUPINGS[grouping]
+    return [[list(rows[index]) for index in group] for group in length_groups([len(r) for r in rows], *limits)]
+
+
+def ceiling(rows: Rows, layout: tuple[int, int], grouping: str, length_s: float) -> dict[str, float]:
+    """Returns reviews and tokens a second of running `rows` over and over, at least once and for `length_s`.
+
+    Each engine is in a process of its own, as in the server, and on cores of its own: OpenVINO pins its threads, those
+    of every engine to the same cores if it may.
+    """
+    groups = _groups(rows, grouping)[::-1]  # long ones first: the last to finish keeps nobody waiting
+    context = multiprocessing.get_context("spawn")
+    shared = (groups, layout, length_s, context.Value("q", 0), context.Barrier(layout[0]))
+    with context.Pool(layout[0], _share, (shared,)) as pool:
+        runs = pool.map(_run, range(layout[0]), chunksize=1)
+    wall_s = max(run.end_s for run in runs) - min(run.start_s for run in runs)
+    return {
+        "reviews_per_s": sum(r.reviews for r in runs) / wall_s,
+        "tokens_per_s": sum(r.tokens for r in runs) / wall_s,
+    }
+
+
+class _Run(NamedTuple):
+    """What one engine did; times of `time.perf_counter`, which all processes share."""
+
+    reviews: int
+    tokens: int
+    start_s: float
+    end_s: float
+
+
+_shared: dict[str, Any] = {}
+"""In an engine's process: what `ceiling` gave to all of them."""
+
+
+def _share(shared: tuple[Any, ...]) -> None:
+    _shared.update(zip(("groups", "layout", "length_s", "next", "barrier"), shared, strict=True))
+
+
+def _run(place: int) -> _Run:
+    """Runs groups in the process of engine `place` until there are no more."""
+    groups, (_, num_threads), barrier = _shared["groups"], _shared["layout"], _shared["barrier"]
+    cores = sorted(os.sched_getaffinity(0))[place * num_threads : (place + 1) * num_threads]
+    if len(cores) == num_threads:
+        os.sched_setaffinity(0, cores)
+    infer = shipped_engine.open_engine(num_threads)
+    shipped_engine.infer_rows(infer, groups[0])
+    barrier.wait()
+    start_s = time.perf_counter()
+    reviews = tokens = 0
+    while (index := _take(start_s + _shared["length_s"])) is not None:
+        group = groups[index]
+        shipped_engine.infer_rows(infer, group)
+        reviews, tokens = reviews + len(group), tokens + sum(map(len, group))
+    return _Run(reviews, tokens, start_s, time.perf_counter())
+
+
+def _take(end_s: float) -> int | None:
+    """Returns the next group's index, None from the end of the pass on in which `end_s` lies.
+
+    Whole passes only, so that every text counts equally often.
+    """
+    following = _shared["next"]
+    with following.get_lock():
+        if following.value < 0:
+            return None
+        index = int(following.value) % len(_shared["groups"])
+        if index == 0 and following.value and time.perf_counter() >= end_s:
+            following.value = -1
+            return None
+        following.value += 1
+        return index
+
+
+def text_of(num_tokens: int, encode: Callable[[Sequence[str]], list[list[int]]]) -> str:
+    """Returns a text of `num_tokens` tokens, [CLS] and [SEP] included; longer than the model's window for more.
+
+    Raises:
+        ValueError: the tokenizer splits one of these words.
+    """
+    words = ("the", "film", "was", "good", "and", "long", "but", "the", "end", "came", "late")
+    text = " ".join(words[place % len(words)] for place in range(num_tokens - 2))
+    if len(encode([text])[0]) > num_tokens:
+        raise ValueError(f"{words} are not one token each in this vocabulary")
+    return text
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def _labels(spec: dict[str, Any]) -> object:
+    rows = shipped_engine.open_encoder().encode(spec["texts"])
+    infer = shipped_engine.open_engine(spec["threads"])
+    answers = [shipped_engine.infer_rows(infer, [row]) for row in rows]
+    return [labels[0] if scores[0] >= SURE_SCORE else None for labels, scores in answers]
+
+
+def _candidates(spec: dict[str, Any]) -> object:
+    return list(_each_candidate(spec))
+
+
+def _each_candidate(spec: dict[str, Any]) -> Iterator[dict[str, object]]:
+    rows = shipped_engine.open_encoder().encode(spec["texts"])
+    for name, layout in layouts(spec["threads"]).items():
+        for grouping in GROUPINGS:
+            yield {"layout": name, "grouping": grouping, **ceiling(rows, layout, grouping, spec["length_s"])}
+
+
+def _ceiling(spec: dict[str, Any]) -> object:
+    rows = shipped_engine.open_encoder().encode(spec["texts"])
+    return ceiling(rows, layouts(spec["threads"])[spec["layout"]], spec["grouping"], spec["length_s"])
+
+
+def _lone(spec: dict[str, Any]) -> object:
+    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(spec["served"][1])
+    for text in spec["texts"][:20]:  # warm-up
+        shipped_engine.infer_rows(infer, encoder.encode([text]))
+    return [_timed(lambda t=text: shipped_engine.infer_rows(infer, encoder.encode([t]))) for text in spec["texts"]]  # type: ignore[misc]
+
+
+def _curve(spec: dict[str, Any]) -> object:
+    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(spec["served"][1])
+    points = []
+    for num_tokens in spec["tokens"]:
+        text = text_of(num_tokens, encoder.encode)
+        shipped_engine.infer_rows(infer, encoder.encode([text]))
+        seconds = [
+            _timed(lambda t=text: shipped_engine.infer_rows(infer, encoder.encode([t])))  # type: ignore[misc]
+            for _ in range(spec["repeats"])
+        ]
+        points.append({"tokens": num_tokens, "text": text, "seconds": seconds})
+    return points
+
+
+TASKS = {"labels": _labels, "candidates": _candidates, "ceiling": _ceiling, "lone": _lone, "curve": _curve}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one task."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 3 or arguments[0] not in TASKS:
+        print(f"benchmarks.compare.inprocess: error: expected {'|'.join(TASKS)} SPEC.json OUT.json", file=sys.stderr)
+        return 2
+    result = TASKS[arguments[0]](json.loads(Path(arguments[1]).read_text()))
+    Path(arguments[2]).write_text(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Runs the measurements and writes their raw files; works nothing out beyond what the next measurement needs.
+
+OUT/run.json                         plan, machine, systems, what was skipped and why, versions, command
+OUT/candidates.json, curve.json      in process, once
+OUT/round-N/ceiling.json, lone.json  in process, each round
+OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
+OUT/round-N/SYSTEM.log               what the server printed
+"""
+
+import json
+import logging
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import samples
+from benchmarks.compare import load
+from benchmarks.compare.load import SAMPLES_SUFFIX, Spec
+from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, Plan
+from benchmarks.compare.server import Server, StartError, running
+from benchmarks.compare.systems import CHECKOUT, PYTHON, SERVICE, SERVICE_GRPC, Machine, System
+from benchmarks.peers.served import served_layout
+
+CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
+SATURATED, LONE, CURVE = "saturated", "lone", "curve"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the next measurement needs to know of one load."""
+
+    right_per_s: float
+    """Right answers a second of the window. One that was on its way at an edge counts by the part of its time within:
+    a server that answers whole batches would otherwise gain or lose one by chance."""
+    holds: bool
+    """Whether enough requests due in the window were answered rightly within the limit."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that all measurements share."""
+
+    plan: Plan
+    machine: Machine
+    texts: Sequence[str]
+    labels: Sequence[str | None]
+    out: Path
+    seed: int
+
+    def in_process(self, task: str, out: Path, **numbers: object) -> Any:
+        """Runs a task of benchmarks/compare/inprocess.py and returns what it wrote to `out`."""
+        spec = {"texts": self.texts, "threads": self.machine.threads, "served": served_layout(), **numbers}
+        with tempfile.TemporaryDirectory() as folder:
+            spec_file = Path(folder) / "spec.json"
+            spec_file.write_text(json.dumps(spec))
+            module = [str(self.machine.serve_python), "-m", "benchmarks.compare.inprocess"]
+            subprocess.run([*module, task, str(spec_file), str(out)], cwd=CHECKOUT, check=True)
+        return json.loads(out.read_text())
+
+    def load(self, spec: Spec, out: Path) -> Loaded:
+        """Runs one load in a process of its own; its raw files are `out` with two endings."""
+        with tempfile.TemporaryDirectory() as folder:
+            spec_file = Path(folder) / "spec.json"
+            spec_file.write_text(load.to_json(spec))
+            module = [PYTHON, "-m", "benchmarks.compare.load"]
+            subprocess.run([*module, str(spec_file), str(out)], cwd=CHECKOUT, check=True)
+        return summarise(out)
+
+    def system(self, system: System, folder: Path, with_curve: bool) -> str:
+        """Measures one system once; returns why it could not be, "" if it was."""
+        try:
+            with running(system, self.machine, folder / f"{system.name}.log") as server:
+                self._loads(system, server, folder, with_curve)
+        except (StartError, subprocess.CalledProcessError) as error:
+            logger.warning("%s: %s", system.name, error)
+            return str(error)
+        return ""
+
+    def _loads(self, system: System, server: Server, folder: Path, with_curve: bool) -> None:
+        plan = self.plan
+        spec = Spec(server.door, self.texts, self.labels, server.pid, 0, 0, seed=self.seed)
+        closed = replace(
+            spec,
+            users=plan.users,
+            warmup_s=plan.warmup_s,
+            window_s=plan.saturated_s,
+            metrics_url=server.metrics_url,
+        )
+        saturated = self.load(closed, folder / f"{system.name}.{SATURATED}")
+        logger.info("%s: %.1f reviews/s saturated", system.name, saturated.right_per_s)
+
+        def holds(share: float) -> bool:
+            rate_per_s = share * saturated.right_per_s
+            # No process to watch: reading CPU times would make requests wait.
+            open_loop = replace(
+                spec, server_pid=0, warmup_s=plan.settle_s, window_s=plan.probe_s, rate_per_s=rate_per_s
+            )
+            held = self.load(open_loop, folder / f"{system.name}.open-{round(share * 100):03d}").holds
+            logger.info("%s: %.1f requests/s %s", system.name, rate_per_s, "hold" if held else "do not hold")
+            return held
+
+        if saturated.right_per_s:
+            highest(plan.ladder, holds)
+        if system.is_service:
+            self._lone(system, replace(spec, in_turn=True), folder, with_curve)
+
+    def _lone(self, system: System, spec: Spec, folder: Path, with_curve: bool) -> None:
+        count = self.plan.lone_requests
+        lone = replace(spec, texts=self.texts[:count], labels=self.labels[:count])
+        self.load(lone, folder / f"{system.name}.{LONE}")
+        if with_curve:
+            points = json.loads((self.out / "curve.json").read_text())
+            texts = [point["text"] for point in points for _ in range(self.plan.curve_repeats)]
+            self.load(replace(spec, texts=texts, labels=[None] * len(texts)), folder / f"{system.name}.{CURVE}")
+
+
+def summarise(out: Path) -> Loaded:
+    """Returns the outcome of the load whose raw files are `out` with two endings."""
+    record = json.loads(out.with_name(out.name + ".json").read_text())
+    data = samples.read(out.with_name(out.name + SAMPLES_SUFFIX))
+    start_s, end_s = record["window_s"]
+    if end_s <= start_s:
+        return Loaded(0.0, False)
+    within_s = np.minimum(data.done_s, end_s) - np.maximum(data.sent_s, start_s)
+    parts = np.clip(within_s, 0, None)[data.ok] / np.maximum(data.done_s - data.sent_s, 1e-9)[data.ok]
+    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
+    in_time = data.ok & (data.latency_s <= LIMIT_S)
+    share = float(np.mean(in_time[due])) if due.any() else 0.0
+    right_per_s = float(parts.sum()) / (end_s - start_s)
+    return Loaded(right_per_s, bool(record["complete"]) and share >= MIN_SHARE_IN_TIME)
+
+
+def highest(ladder: Sequence[float], holds: Callable[[float], bool]) -> float:
+    """Returns the highest step of the ascending `ladder` that holds, by bisection; 0 if none does."""
+    low, high = 0, len(ladder)  # everything below `low` holds, everything from `high` on does not
+    while low < high:
+        middle = (low + high) // 2
+        if holds(ladder[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return ladder[low - 1] if low else 0.0
+
+
+def measure(bench: Bench, systems: Sequence[System], skipped: dict[str, str]) -> None:
+    """Measures everything, in another order each round; reasons for systems that fail are added to `skipped`."""
+    plan, out = bench.plan, bench.out
+    logger.info("in process: layouts and groupings, time against tokens")
+    candidates = bench.in_process("candidates", out / "candidates.json", length_s=plan.candidate_s)
+    best = max(candidates, key=lambda candidate: float(candidate["reviews_per_s"]))
+    bench.in_process("curve", out / "curve.json", tokens=CURVE_TOKENS, repeats=plan.curve_repeats)
+    order = np.random.default_rng(bench.seed)
+    for number in range(1, plan.rounds + 1):
+        folder = out / f"round-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        best_limits = {"layout": best["layout"], "grouping": best["grouping"], "length_s": plan.ceiling_s}
+        ceiling = bench.in_process("ceiling", folder / "ceiling.json", **best_limits)
+        logger.info("round %d of %d: ceiling %.1f reviews/s", number, plan.rounds, ceiling["reviews_per_s"])
+        bench.in_process("lone", folder / "lone.json", texts=bench.texts[: plan.lone_requests])
+        for index in order.permutation(len(systems)):
+            system = systems[index]
+            with_curve = number == 1 and system.name in (SERVICE, SERVICE_GRPC)
+            if system.name not in skipped:
+                reason = bench.system(system, folder, with_curve)
+                if reason:
+                    skipped[system.name] = reason

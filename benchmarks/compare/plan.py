@@ -1,0 +1,109 @@
+"""How long everything takes and how often it is repeated: the one place that says so.
+
+`minutes` adds it up, so that the documented limits (35 minutes, 5 with --quick, for nine systems) can be tested.
+"""
+
+from dataclasses import dataclass
+
+LIMIT_S = 0.2
+"""The promise: a request must be answered within this ..."""
+MIN_SHARE_IN_TIME = 0.99
+"""... and this share of them is, rightly: p99 <= 200 ms, where a failure or a wrong answer counts as late."""
+TIMEOUT_S = 30.0
+"""A request without an answer by then is a failure; so is a server that does not answer its first one within
+`START_TIMEOUT_S`."""
+START_TIMEOUT_S = 90.0
+START_S = 9.0
+"""What starting and ending a server takes, roughly: Ray Serve needs twice that, the others less."""
+CEILING_REVIEWS_PER_S = 100.0
+LONE_S = 0.015
+"""What a pass over the texts, and a review alone, take on two cores, roughly; only `Plan.minutes` uses them."""
+
+GROUPINGS: dict[str, tuple[int, float]] = {
+    "one by one": (1, 0),
+    "256 tokens, 10 % padding": (256, 10),
+    "512 tokens, 10 % padding": (512, 10),
+    "1024 tokens, 5 % padding": (1024, 5),
+    "4096 tokens, 5 % padding": (4096, 5),
+}
+"""Limits for `length_groups`, which sorts all texts by length: more than a server can do, which sees its queue only."""
+
+
+def layouts(threads: int) -> dict[str, tuple[int, int]]:
+    """Returns (engines, threads of each) that use all `threads`, by name."""
+    return {f"{count} x {size}": (count, size) for count, size in dict.fromkeys([(1, threads), (threads, 1)])}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Durations in seconds; counts are for one round."""
+
+    reviews: int
+    """Different texts."""
+    rounds: int
+    """Every system is measured once in each, in another order each time."""
+    users: int
+    """Of the closed loop that saturates: so many that every queue always holds several batches."""
+    warmup_s: float
+    """Closed loop before the window that counts; open loops follow on warm servers and lose `settle_s`."""
+    saturated_s: float
+    settle_s: float
+    probe_s: float
+    """Window of an open loop at one rate. It may end early: as soon as too many requests are late to pass."""
+    ladder: tuple[float, ...]
+    """Rates to choose from for the open loops, as shares of the saturated throughput; found by bisection."""
+    lone_requests: int
+    """Requests one after the other, of this service and of the same work in process."""
+    ceiling_s: float
+    """In-process ceiling in each round, at least; it runs whole passes over the texts."""
+    candidate_s: float
+    """Each layout and grouping that the ceiling is chosen from, once, at least one pass."""
+    curve_repeats: int
+    """Requests for each length of the curve of time against tokens."""
+
+    @property
+    def probes(self) -> int:
+        """Open loops that the bisection takes at most."""
+        return len(self.ladder).bit_length()
+
+    def minutes(self, num_systems: int) -> float:
+        """Returns about how long the whole takes, the ladder's probes all at full length."""
+        num_candidates = len(layouts(2)) * len(GROUPINGS)
+        pass_s = self.reviews / CEILING_REVIEWS_PER_S
+        load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
+        round_s = num_systems * load_s + max(self.ceiling_s, 2 * pass_s) + 2 * self.lone_requests * LONE_S + START_S
+        return (self.rounds * round_s + num_candidates * max(self.candidate_s, pass_s)) / 60
+
+
+def _ladder(lowest_percent: int, step_percent: int, count: int) -> tuple[float, ...]:
+    return tuple((lowest_percent + step_percent * place) / 100 for place in range(count))
+
+
+DEFAULT = Plan(
+    reviews=512,
+    rounds=3,
+    users=64,
+    warmup_s=2,
+    saturated_s=9,
+    settle_s=1,
+    probe_s=8,
+    ladder=_ladder(12, 3, 31),  # 12 % to 102 % in 5 probes
+    lone_requests=200,
+    ceiling_s=8,
+    candidate_s=3,
+    curve_repeats=20,
+)
+QUICK = Plan(
+    reviews=128,
+    rounds=1,
+    users=64,
+    warmup_s=1,
+    saturated_s=4,
+    settle_s=0.5,
+    probe_s=3,
+    ladder=_ladder(20, 13, 7),  # 20 % to 98 % in 3 probes
+    lone_requests=50,
+    ceiling_s=3,
+    candidate_s=1,
+    curve_repeats=5,
+)

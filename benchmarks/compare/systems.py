@@ -1,0 +1,163 @@
+"""What is compared: for each system how it is started, asked and read."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SERVICE, SERVICE_GRPC, FASTAPI = "service", "service-grpc", "fastapi-torch"
+TEXT = "$TEXT"
+"""Stands for the review in the body of a request."""
+_NO_REPORTS = {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Nothing that is compared may report to anybody or look for models elsewhere."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison."""
+
+    name: str
+    title: str
+    environment: str
+    """`serve`, or the peer of benchmarks/peers/requirements-<peer>.txt."""
+    engine: Literal["torch", "shipped"]
+    command: tuple[str, ...]
+    """After the environment's python; PORT stands for the port."""
+    path: str
+    body: dict[str, Any] = field(default_factory=lambda: {"text": TEXT})
+    label_at: tuple[str | int, ...] = ("label",)
+    """Keys and indices that lead to the label in the answer."""
+    protocol: Literal["json", "grpc"] = "json"
+
+    @property
+    def is_service(self) -> bool:
+        """Whether this is the project's own service."""
+        return self.environment == "serve"
+
+
+def _peer(name: str, title: str, engine: Literal["torch", "shipped"], module: str, path: str) -> System:
+    command = ("-m", f"benchmarks.peers.{module}", "--port", "PORT")
+    return System(f"{name}-{engine}", title, name, engine, command, path)
+
+
+def _fastapi(engine: Literal["torch", "shipped"], title: str) -> System:
+    command = ("-m", "uvicorn", "benchmarks.peers.fastapi_app:app", "--host", "127.0.0.1", "--port", "PORT")
+    quiet = ("--no-access-log", "--log-level", "warning")
+    return System(f"fastapi-{engine}", title, "fastapi", engine, (*command, *quiet), "/classify")
+
+
+def _bentoml(engine: Literal["torch", "shipped"]) -> System:
+    app = ("serve", "benchmarks.peers.bentoml_app:Sentiment", "--host", "127.0.0.1", "--port", "PORT")
+    return System(
+        f"bentoml-{engine}",
+        "BentoML, adaptive batching",
+        "bentoml",
+        engine,
+        ("-m", "bentoml", *app),
+        "/classify",
+        body={"texts": [TEXT]},
+        label_at=(0, "label"),
+    )
+
+
+SYSTEMS: tuple[System, ...] = (
+    System(SERVICE, "this service, HTTP", "serve", "shipped", ("serve.py",), "/v2/models/sentiment/generate"),
+    System(SERVICE_GRPC, "this service, gRPC", "serve", "shipped", ("serve.py",), "", protocol="grpc"),
+    _fastapi("torch", "transformers pipeline, FastAPI"),
+    _peer("litserve", "LitServe, batching", "torch", "litserve_app", "/predict"),
+    _peer("ray", "Ray Serve, @serve.batch", "torch", "ray_app", "/"),
+    _bentoml("torch"),
+    _peer("litserve", "LitServe, batching", "shipped", "litserve_app", "/predict"),
+    _peer("ray", "Ray Serve, @serve.batch", "shipped", "ray_app", "/"),
+    _bentoml("shipped"),
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the interpreters and the checkpoint are, and what every system may use."""
+
+    serve_python: Path
+    peers: Path
+    """Pattern of the peers' environments: a folder in which `PEER` stands for the name."""
+    checkpoint: Path
+    threads: int
+
+    def python(self, system: System) -> Path:
+        """Returns the interpreter that runs `system`."""
+        if system.is_service:
+            return self.serve_python
+        return Path(str(self.peers).replace("PEER", system.environment)) / "bin" / "python"
+
+    def missing(self, system: System) -> str:
+        """Returns why `system` cannot run here and what to do, "" if it can."""
+        if not self.python(system).exists():
+            target = "make serve" if system.is_service else f"make .venv-peer-{system.environment}/.ready"
+            return f"{self.python(system)} is missing: run `{target}`"
+        if system.engine == "torch" and not (self.checkpoint / "model.safetensors").exists():
+            return (
+                f"{self.checkpoint} holds no checkpoint (model.safetensors): train it with `make train "
+                "CONFIG=training/configs/offline.yaml`, or name another one with --checkpoint"
+            )
+        return ""
+
+    def arguments(self, system: System, port: int) -> list[str]:
+        """Returns the command line that serves `system` on `port`."""
+        return [str(self.python(system)), *(str(port) if part == "PORT" else part for part in system.command)]
+
+    def environ(self, system: System, ports: Sequence[int], scratch: Path) -> dict[str, str]:
+        """Returns the environment variables of `system`, which keeps its files in `scratch`."""
+        own = {name: value for name, value in os.environ.items() if not name.endswith("_proxy")}
+        if system.is_service:
+            names = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
+            return own | dict(zip(names, map(str, ports), strict=True))
+        return (
+            own
+            | _NO_REPORTS
+            | {
+                "PEER_ENGINE": system.engine,
+                "PEER_CHECKPOINT": str(self.checkpoint),
+                "PEER_THREADS": str(self.threads),
+                "OMP_NUM_THREADS": str(self.threads),
+                "PYTHONPATH": str(CHECKOUT),
+                "BENTOML_HOME": str(scratch / "bentoml"),
+                "RAY_TMPDIR": str(scratch),
+                "PATH": f"{self.python(system).parent}:{os.environ.get('PATH', os.defpath)}",
+            }
+        )
+
+
+def chosen(names: Sequence[str]) -> list[System]:
+    """Returns the systems called `names`, all of them for none.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {system.name: system for system in SYSTEMS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown system {unknown[0]!r}; there are: {', '.join(known)}")
+    return [system for system in SYSTEMS if not names or system.name in names]
+
+
+def default_machine(threads: int) -> Machine:
+    """Returns what the Makefile makes, environments in the checkout, or what $SERVE_PYTHON and $PEERS name."""
+    return Machine(
+        serve_python=Path(os.environ.get("SERVE_PYTHON", CHECKOUT / ".venv-serve/bin/python")),
+        peers=Path(os.environ.get("PEERS", CHECKOUT / ".venv-peer-PEER")),
+        checkpoint=CHECKOUT / "artefacts/reference",
+        threads=threads,
+    )
+
+
+PYTHON = sys.executable
+"""Runs the load generator: the environment of the comparison itself."""

@@ -1,0 +1,197 @@
+"""The comparison's arithmetic, plan and report, on raw files made here; no server of this project runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.compare import cpu, measure, results, table
+from benchmarks.compare.__main__ import figures
+from benchmarks.compare.doors import fill
+from benchmarks.compare.load import arrivals
+from benchmarks.compare.plan import DEFAULT, QUICK, Plan
+from benchmarks.compare.results import Comparison, Spread
+from benchmarks.compare.systems import SYSTEMS, TEXT, chosen, default_machine
+from benchmarks.peers.served import served_layout
+from benchmarks.samples import OK, Sample
+from benchmarks.samples import write as write_samples
+
+WINDOW_S = 10.0
+
+
+@pytest.mark.parametrize(("plan", "limit_minutes"), [(DEFAULT, 35), (QUICK, 5)])
+def test_plan_keeps_its_documented_duration(plan: Plan, limit_minutes: float) -> None:
+    assert plan.minutes(len(SYSTEMS)) <= limit_minutes
+
+
+def test_default_plan_has_the_rounds_that_a_spread_needs() -> None:
+    assert DEFAULT.rounds >= 3
+
+
+@given(highest=st.floats(min_value=0, max_value=1.5))
+def test_bisection_finds_the_highest_step_that_holds(highest: float) -> None:
+    tried: list[float] = []
+
+    def holds(share: float) -> bool:
+        tried.append(share)
+        return share <= highest
+
+    expected = max((share for share in DEFAULT.ladder if share <= highest), default=0.0)
+    assert measure.highest(DEFAULT.ladder, holds) == expected
+    assert len(tried) <= DEFAULT.probes
+
+
+def test_ratio_is_taken_round_by_round_and_infinite_over_nothing() -> None:
+    ratio = Spread((10.0, 12.0, 9.0)).over(Spread((5.0, 4.0, 0.0)))
+    assert ratio.values == (2.0, 3.0, float("inf"))
+    assert (ratio.median, ratio.lowest) == (3.0, 2.0)
+
+
+def test_arrivals_are_the_same_for_every_system_and_have_the_rate_asked_for() -> None:
+    times = arrivals(rate_per_s=50, length_s=100, seed=3)
+    assert times == arrivals(rate_per_s=50, length_s=100, seed=3)
+    assert times == sorted(times)
+    assert 4700 < len(times) < 5300
+
+
+def test_review_takes_its_place_in_any_body() -> None:
+    assert fill({"a": [TEXT, 1], "b": {"c": TEXT}}, "fine") == {"a": ["fine", 1], "b": {"c": "fine"}}
+
+
+def test_cpu_share_is_that_of_the_processes_so_named() -> None:
+    spent = cpu.difference({"1 tritonserver": 2.0}, {"1 tritonserver": 3.0, "7 tokenizer": 1.0, "8 classifier": 6.0})
+    assert cpu.share(spent, "tokenizer") == pytest.approx(1 / 8)
+
+
+def test_token_counters_are_read_from_tritons_metrics() -> None:
+    text = (
+        '# TYPE sentiment_tokens counter\nsentiment_tokens{kind="review",model="classifier",version="1"} 970\n'
+        'sentiment_tokens{kind="padding",model="classifier",version="1"} 30.5\nother_tokens{kind="review"} 5\n'
+    )
+    assert cpu.parse_token_counters(text) == {"review": 970, "padding": 30.5}
+
+
+def test_layout_of_the_service_is_read_from_its_configuration(tmp_path: Path) -> None:
+    instances, threads = served_layout()
+    assert instances >= 1
+    assert threads >= 1
+    (tmp_path / "config.pbtxt").write_text('name: "classifier"\n')
+    with pytest.raises(ValueError, match="num_threads"):
+        served_layout(tmp_path / "config.pbtxt")
+
+
+def test_unknown_system_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown system 'torchserve'.*litserve-torch"):
+        chosen(["torchserve"])
+
+
+def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> None:
+    machine = default_machine(2)
+    python = tmp_path / "litserve" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    here = type(machine)(machine.serve_python, tmp_path / "PEER", tmp_path / "nothing", 2)
+    torch, ray, same = chosen(["litserve-torch", "ray-torch", "litserve-shipped"])
+    assert "make train" in here.missing(torch)
+    assert here.missing(same) == ""
+    assert "make .venv-peer-ray/.ready" in here.missing(ray)
+
+
+def test_answers_across_an_edge_of_the_window_count_by_their_part_in_it(tmp_path: Path) -> None:
+    samples = [Sample(sent_s, sent_s, sent_s + 4.0, 1, OK) for sent_s in (-2.0, 1.0, 5.0, 9.0)]
+    write_samples(tmp_path / "load.csv.gz", samples, 0.0)
+    _write(tmp_path / "load.json", {"complete": True, "window_s": [0.0, 10.0]})
+    assert measure.summarise(tmp_path / "load").right_per_s == pytest.approx((0.5 + 1 + 1 + 0.25) / 10)
+
+
+def test_report_shows_ratios_aims_and_what_is_missing(comparison: Comparison) -> None:
+    report = table.markdown(comparison)
+    assert "| LitServe, batching | torch | 10.0 (10.0..10.0) | 5.0 (5.0..5.0) | 4.00 (4.00..4.00) |" in report
+    assert "the best batching peer with torch | 4.000 (4.000..4.000) | at least 2 | yes |" in report
+    assert (
+        "saturated throughput, this service, HTTP, over the ceiling | 0.800 (0.800..0.800) | at least 0.85 | **no**"
+        in (report)
+    )
+    assert "p50 at concurrency 1 less 1.15 x in process, this service, HTTP | -0.650" in report
+    assert "- ray-torch: no environment" in report
+
+
+def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison: Comparison) -> None:
+    service = comparison.systems["service"]
+    assert service.padding_share.values == (0.02, 0.02)
+    assert service.tokenizer_share.values == pytest.approx((0.05, 0.05))
+    assert service.generator_cores.values == pytest.approx((0.3, 0.3))
+
+
+def test_wrong_answers_are_told_from_other_failures(comparison: Comparison) -> None:
+    peer = comparison.systems["litserve-torch"]
+    assert peer.wrong == 2
+    assert peer.failures == {"TimeoutError": 2}
+
+
+def test_figures_are_json_that_any_parser_reads(comparison: Comparison) -> None:
+    text = json.dumps(figures(comparison), allow_nan=False)
+    assert json.loads(text)["systems"]["service"]["sustained_per_s"] == [20.0, 20.0]
+
+
+def test_chart_is_a_png(comparison: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from benchmarks.compare import chart
+
+    chart.draw(comparison, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    """Two rounds of the service (40 reviews/s, 20 sustained) and of a peer (10 and 5), ceiling 50."""
+    systems = chosen(["service", "litserve-torch"])
+    run = {
+        "date": "2026-01-02",
+        "command": "x",
+        "cpu": "a CPU",
+        "threads": 2,
+        "plan": {"reviews": 8, "rounds": 2, "users": 4},
+        "systems": [
+            {"name": s.name, "title": s.title, "engine": s.engine, "is_service": s.is_service} for s in systems
+        ],
+        "skipped": {"ray-torch": "no environment"},
+    }
+    _write(tmp_path / "run.json", run)
+    candidate = {"layout": "1 x 2", "grouping": "one by one", "reviews_per_s": 50.0, "tokens_per_s": 1.0}
+    _write(tmp_path / "candidates.json", [candidate])
+    _write(tmp_path / "curve.json", [{"tokens": n, "text": "", "seconds": [n / 1000]} for n in (20, 256)])
+    for folder in (tmp_path / "round-1", tmp_path / "round-2"):
+        folder.mkdir()
+        _write(folder / "ceiling.json", {"reviews_per_s": 50.0, "tokens_per_s": 1.0})
+        _write(folder / "lone.json", [0.010, 0.012])
+        for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):
+            _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
+            _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)
+            _load(folder / f"{name}.open-080", 2 * sustained_per_s, latency_s=0.1, complete=False)
+        _load(folder / "service.lone", 50, latency_s=0.012, complete=True)
+        failed = [Sample(-2.0, -2.0, -1.0, 1, outcome) for outcome in ("wrong answer", "TimeoutError")]
+        _load(folder / "litserve-torch.open-090", 1, latency_s=0.3, complete=True, extra=failed)
+    return results.read(tmp_path)
+
+
+def _write(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value))
+
+
+def _load(out: Path, per_s: int, latency_s: float, complete: bool, extra: list[Sample] | None = None) -> None:
+    """Writes a load of `per_s` requests a second, due and answered at even distances."""
+    due_s = [(place + 0.5) / per_s for place in range(int(per_s * (WINDOW_S + latency_s)))]
+    samples = [Sample(t - latency_s, t - latency_s, t, 1, OK) for t in due_s]
+    write_samples(out.with_name(out.name + ".csv.gz"), [*samples, *(extra or [])], 0.0)
+    record = {
+        "complete": complete,
+        "window_s": [0.0, WINDOW_S],
+        "wall_s": WINDOW_S,
+        "generator_cpu_s": 3.0,
+        "server_cpu_s": {"1 tritonserver": 2.0, "2 tokenizer": 1.0, "3 classifier": 17.0},
+        "tokens": {"review": 98.0, "padding": 2.0} if out.name.startswith("service") else {},
+    }
+    _write(out.with_name(out.name + ".json"), record)

@@ -1,0 +1,86 @@
+"""The load generator against a small HTTP server made here, and the in-process side on the shipped model."""
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compare import inprocess, load, measure
+from benchmarks.compare.doors import Door
+from benchmarks.compare.load import WRONG, Spec
+from benchmarks.compare.plan import LIMIT_S
+from benchmarks.compare.systems import TEXT
+from benchmarks.samples import OK
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Says `positive` to everything; `slow` takes longer than the limit, `broken` fails."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+        if text == "slow":
+            time.sleep(LIMIT_S * 1.5)
+        body = json.dumps([{"label": "positive"}]).encode()
+        self.send_response(500 if text == "broken" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Door(f"http://127.0.0.1:{server.server_address[1]}/", {"text": TEXT}, (0, "label"))
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_answers_are_compared_with_the_known_ones(door: Door) -> None:
+    texts, labels = ["good", "bad", "fence", "broken"], ["positive", "negative", None, "positive"]
+    _, samples, _ = asyncio.run(load.run(Spec(door, texts, labels, 0, 0, 0, in_turn=True)))
+    assert [sample.outcome for sample in samples] == [OK, WRONG, OK, "UnexpectedStatusError"]
+
+
+def test_closed_loop_sends_every_text_and_notes_the_generators_cpu(door: Door, tmp_path: Path) -> None:
+    spec = Spec(door, ["a", "b"], ["positive"] * 2, 0, warmup_s=0.1, window_s=0.4, users=2)
+    (tmp_path / "spec.json").write_text(load.to_json(spec))
+    assert load.main([str(tmp_path / "spec.json"), str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["generator_cpu_s"] > 0
+    assert measure.summarise(tmp_path / "out").right_per_s > 0
+
+
+def test_open_loop_ends_early_once_too_many_requests_are_late(door: Door) -> None:
+    spec = Spec(door, ["slow"], [None], 0, warmup_s=0, window_s=30, rate_per_s=20)
+    record, samples, _ = asyncio.run(load.run(spec))
+    assert not record["complete"]
+    assert len(samples) < 20 * 30
+    assert Counter(sample.outcome for sample in samples) == {OK: len(samples)}
+
+
+def test_shipped_model_labels_what_is_sure_and_leaves_the_rest_open(tmp_path: Path) -> None:
+    spec = {"texts": ["An amazing, moving film!", "Terrible. A boring waste of time."], "threads": 1, "served": [1, 1]}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    assert inprocess.main(["labels", str(tmp_path / "spec.json"), str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == ["positive", "negative"]
+
+
+def test_ceiling_runs_every_text_equally_often() -> None:
+    rows = [[101, 2307, 102], [101, 6659, 3185, 102]]
+    for layout in [(1, 2), (2, 1)]:
+        found = inprocess.ceiling(rows, layout, "one by one", length_s=0.0)
+        assert found["tokens_per_s"] / found["reviews_per_s"] == pytest.approx(3.5)
