@@ -1,8 +1,8 @@
 """One measurement with perf_analyzer, whose raw timestamps are kept in the same files as Locust's.
 
-Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR` (`make
-bench` puts it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own
-and measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
+Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR` (`make bench` puts
+it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own and
+measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
 """
 
 import csv
