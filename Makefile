@@ -70,6 +70,12 @@ engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in 
 bench: $(BENCH_VENV)/.ready ## Load-test against the promise (PROFILE=smoke|slo|sweep|soak BENCH_ARGS=...)
 	@$(BENCH_VENV)/bin/python -m benchmarks.bench --profile $(or $(PROFILE),smoke) $(BENCH_ARGS)
 
+report: $(BENCH_VENV)/.ready ## Turn a load test's raw files into report.html and plots (RESULTS=folder, default the newest)
+	@$(BENCH_VENV)/bin/python -m benchmarks.report $(RESULTS)
+
+capacity: $(BENCH_VENV)/.ready ## Replicas for RATE requests a second, from a sweep (RESULTS=folder, default the newest)
+	@$(BENCH_VENV)/bin/python -m benchmarks.capacity --rate $(or $(RATE),1000) $(if $(RESULTS),--results $(RESULTS))
+
 # Each peer in an environment of its own, since their dependencies conflict. One that cannot be made is left out.
 PEERS := fastapi litserve ray bentoml
 PEER_ENVIRONMENTS := $(PEERS:%=.venv-peer-%/.ready)

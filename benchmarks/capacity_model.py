@@ -1,0 +1,159 @@
+"""Laws behind benchmarks.capacity, each with its source. Pure functions; the same input gives the same output.
+
+Throughput over users, closed loop: the Universal Scalability Law, X(n) = g n / (1 + s (n - 1) + k n (n - 1)) with
+contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 4).
+
+Latency over rate, open loop: a single server that takes everything queued, up to the largest batch, each time it is free
+(bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has no
+closed form for percentiles with such a service time, so it is simulated.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+MAX_BATCH = 64
+"""Reviews that one execution takes, `max_batch_size` of the classifier."""
+
+
+@dataclass(frozen=True)
+class Scalability:
+    """Parameters of the Universal Scalability Law."""
+
+    per_user_per_s: float
+    contention: float
+    coherence: float
+
+    def throughput(self, users: "float | Floats") -> "float | Floats":
+        """Returns requests a second with that many users in the closed loop."""
+        slowed = 1 + self.contention * (users - 1) + self.coherence * users * (users - 1)
+        return self.per_user_per_s * users / slowed
+
+
+def fit_scalability(users: Sequence[float], throughput_per_s: Sequence[float]) -> Scalability:
+    """Returns the law through the measurements, least squares of n / X over n, with parameters that are not negative.
+
+    Raises:
+        ValueError: fewer than three different numbers of users.
+    """
+    n, x = np.asarray(users, dtype=np.float64), np.asarray(throughput_per_s, dtype=np.float64)
+    if len(set(n.tolist())) < 3:
+        raise ValueError(f"{len(set(n.tolist()))} different numbers of users, expected at least 3")
+    columns = {"first": np.ones_like(n), "contention": n - 1, "coherence": n * (n - 1)}
+    used = list(columns)
+    while True:  # n / X is linear in 1/g, s/g and k/g; a negative term means that the law does not need it
+        weights = 1 / (n / x)  # relative errors
+        solution, *_ = np.linalg.lstsq(
+            np.stack([columns[c] for c in used], 1) * weights[:, None], np.ones_like(n), rcond=None
+        )
+        values = dict(zip(used, solution.tolist(), strict=True))
+        negative = [c for c in used if values[c] < 0 and c != "first"]
+        if not negative:
+            break
+        used.remove(min(negative, key=lambda c: values[c]))
+    first = values["first"]
+    return Scalability(1 / first, values.get("contention", 0.0) / first, values.get("coherence", 0.0) / first)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the queue needs to know of one replica."""
+
+    per_execution_s: float
+    per_token_s: float
+    noise: float
+    """Standard deviation of the logarithm of an execution's time: whatever else the machine does."""
+    elsewhere_s: float
+    """Added to each request: tokenizing, network, client."""
+
+
+def fit_execution(reviews: Sequence[Floats], total_s: Sequence[float], mean_tokens: float) -> tuple[float, float]:
+    """Returns seconds an execution and seconds a token.
+
+    Args:
+        reviews: for each measurement the number of reviews of each execution.
+        total_s: for each measurement the sum over reviews of their execution's time, as Triton counts it.
+        mean_tokens: of a review, truncated.
+    """
+    constant = np.array([batch.sum() for batch in reviews])
+    tokens = np.array([(batch**2).sum() * mean_tokens for batch in reviews])
+    target = np.asarray(total_s)
+    matrix = np.stack([constant, tokens], 1) / target[:, None]
+    (per_execution, per_token), *_ = np.linalg.lstsq(matrix, np.ones_like(target), rcond=None)
+    if per_execution < 0:
+        per_execution, per_token = 0.0, float((target / tokens).mean())
+    return float(per_execution), float(per_token)
+
+
+def simulate(
+    service: Service,
+    rate_per_s: Callable[[float], float],
+    peak_per_s: float,
+    duration_s: float,
+    lengths: Floats,
+    seed: int,
+) -> tuple[Floats, Floats]:
+    """Returns arrival and latency, in seconds, of each request of a replica under Poisson arrivals of that rate.
+
+    `peak_per_s` bounds the rate: arrivals are drawn at it and thinned (Lewis and Shedler, 1979).
+    """
+    random = np.random.default_rng(seed)
+    count = random.poisson(peak_per_s * duration_s)
+    arrivals = np.sort(random.uniform(0, duration_s, count))
+    kept = random.uniform(0, peak_per_s, count) < np.array([rate_per_s(at) for at in arrivals])
+    arrivals = arrivals[kept]
+    seconds = random.choice(lengths, arrivals.size) * service.per_token_s
+    noise = np.exp(random.normal(0, service.noise, arrivals.size))
+    done = np.empty_like(arrivals)
+    start, free_s = 0, 0.0
+    while start < arrivals.size:
+        begin_s = max(free_s, arrivals[start])
+        stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
+        free_s = begin_s + (service.per_execution_s + seconds[start:stop].sum()) * noise[start]
+        done[start:stop] = free_s
+        start = stop
+    return arrivals, done - arrivals + service.elsewhere_s
+
+
+def percentiles_ms(
+    service: Service, rate_per_s: float, lengths: Floats, duration_s: float = 240.0, seed: int = 0
+) -> tuple[float, float]:
+    """Returns p50 and p99, in ms, at a constant rate."""
+    arrivals, latency_s = simulate(service, lambda _: rate_per_s, rate_per_s, duration_s, lengths, seed)
+    settled = latency_s[arrivals > duration_s / 10] * 1000
+    if not settled.size:
+        return float("nan"), float("nan")
+    return float(np.percentile(settled, 50)), float(np.percentile(settled, 99))
+
+
+def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], lengths: Floats) -> Service:
+    """Returns `base` with the time a token and the noise at which simulated p50 and p99 are closest to the measured.
+
+    `measured` holds rate, p50 and p99 in ms. Closest: the sum of squared differences of logarithms.
+    """
+    best, best_error = base, float("inf")
+    for scale in np.linspace(0.8, 1.6, 17):
+        for noise in np.linspace(0.0, 0.6, 7):
+            tried = Service(base.per_execution_s, base.per_token_s * scale, float(noise), base.elsewhere_s)
+            error = 0.0
+            for rate, p50, p99 in measured:
+                ours = percentiles_ms(tried, rate, lengths, duration_s=90.0)
+                error += float(np.log(ours[0] / p50) ** 2 + np.log(ours[1] / p99) ** 2)
+            if error < best_error:
+                best, best_error = tried, error
+    return best
+
+
+def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:
+    """Returns the highest rate, requests a second, at which the simulated p99 is within the limit; 0 if none is."""
+    low, high = 0.0, 1 / (service.per_execution_s / MAX_BATCH + service.per_token_s * float(lengths.mean()))
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        if percentiles_ms(service, middle, lengths)[1] <= p99_limit_ms:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,119 @@
+"""The report's plots: summaries in, PNG bytes out. The same figures give the same bytes."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no display is needed
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from benchmarks import samples
+from benchmarks.profiles import Limits
+from benchmarks.summary import SAMPLES_SUFFIX, Summary
+
+_SIZE_INCHES = (8.0, 4.2)
+_DPI = 110
+_MAX_CURVES = 8
+_MAX_POINTS = 1000
+PHASES = ("queue", "tokenizing", "inference", "other")
+_COLOURS = ("#c9ccd1", "#e0a458", "#4a7fb5", "#8f9aa8")
+
+
+def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
+    figure, axes = plt.subplots(figsize=_SIZE_INCHES, dpi=_DPI)
+    draw(axes)
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:
+    """Returns the share of requests answered within a latency, one curve for each of the longest measurements."""
+    chosen = sorted(summaries, key=lambda s: (-s.load.duration_s, s.name))[:_MAX_CURVES]
+
+    def draw(axes: Axes) -> None:
+        for summary in sorted(chosen, key=lambda s: s.name):
+            data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
+            latency_ms = np.sort(data.latency_s[data.ok] * 1000)
+            if latency_ms.size:
+                shares = np.arange(1, latency_ms.size + 1) / latency_ms.size
+                kept = np.linspace(0, latency_ms.size - 1, min(latency_ms.size, _MAX_POINTS)).astype(int)
+                axes.plot(latency_ms[kept], shares[kept], label=summary.name)
+        axes.set_xscale("log")
+
+    return _png(draw, "Latency distribution, warm-up included", "latency [ms]", "share answered within it")
+
+
+def latency_against_rate(summaries: Sequence[Summary], limits: Limits) -> bytes:
+    """Returns p50, p95 and p99 of open loops over the rate, a panel's worth for one kind of load and both tools."""
+
+    def draw(axes: Axes) -> None:
+        for tool, style in (("locust", "o-"), ("perf_analyzer", "s--")):
+            runs = sorted((s for s in summaries if s.load.tool == tool), key=lambda s: s.offered_per_s)
+            for key, colour in (("p50_ms", "#4a7fb5"), ("p95_ms", "#e0a458"), ("p99_ms", "#b5494a")):
+                if runs:
+                    points = [s.offered_per_s for s in runs], [getattr(s, key) for s in runs]
+                    axes.plot(*points, style, color=colour, markersize=4, label=f"{key[:3]} {tool}")
+        axes.axhline(limits.p99_ms, color="black", linewidth=1, linestyle=":", label=f"limit {limits.p99_ms:g} ms")
+        axes.set_yscale("log")
+
+    return _png(draw, "Latency against rate, open loop", "requests offered [1/s]", "latency [ms]")
+
+
+def throughput_against_users(summaries: Sequence[Summary]) -> bytes:
+    """Returns reviews answered a second over the reviews in flight, closed loop."""
+
+    def draw(axes: Axes) -> None:
+        for tool, style in (("locust", "o-"), ("perf_analyzer", "s--")):
+            runs = sorted((s for s in summaries if s.load.tool == tool), key=lambda s: s.load.level)
+            if runs:
+                in_flight = [s.load.level * s.load.batch_size for s in runs]
+                axes.plot(in_flight, [s.answered_per_s * s.load.batch_size for s in runs], style, label=tool)
+        axes.set_ylim(bottom=0)
+
+    return _png(draw, "Throughput against concurrency, closed loop", "reviews in flight", "reviews answered [1/s]")
+
+
+def time_by_phase(summaries: Sequence[Summary]) -> bytes:
+    """Returns where a request's time in the server goes, one bar a measurement."""
+
+    def draw(axes: Axes) -> None:
+        runs = [(s.name, s.batching) for s in summaries if s.batching]
+        left = np.zeros(len(runs))
+        for phase, colour in zip(PHASES, _COLOURS, strict=True):
+            key = {"inference": "inference_share", "tokenizing": "tokenizing_share"}.get(phase, f"{phase}_share")
+            widths = np.array([getattr(batching, key) * batching.mean_ms for _, batching in runs])
+            axes.barh([name for name, _ in runs], widths, left=left, color=colour, label=phase)
+            left = left + widths
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=6)
+
+    return _png(draw, "Mean time of a request in the server, by phase", "ms", "")
+
+
+def memory_over_time(file: Path) -> bytes:
+    """Returns each server process's resident memory."""
+    columns: dict[str, list[tuple[float, float]]] = {}
+    with file.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            columns.setdefault(row["process"], []).append((float(row["time_s"]), int(row["rss_bytes"]) / 2**20))
+
+    def draw(axes: Axes) -> None:
+        for name, points in sorted(columns.items()):
+            step = max(1, len(points) // _MAX_POINTS)
+            axes.plot(*zip(*points[::step], strict=True), label=name)
+        axes.set_ylim(bottom=0)
+
+    return _png(draw, "Resident memory of the server's processes", "time [s]", "MiB")
