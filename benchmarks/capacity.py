@@ -24,6 +24,7 @@ from benchmarks import capacity_model, texts, verdict
 from benchmarks.bench import RESULTS
 from benchmarks.capacity_model import Floats, Scalability, Service
 from benchmarks.summary import Summary
+from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder
 
 _INFER_KEY = "nv_inference_compute_infer_duration_us{classifier}"
@@ -87,7 +88,7 @@ def fit(folder: Path) -> Fit:
 def _lengths(source: dict[str, Any]) -> Floats:
     data = None if source["data"] == "generated" else Path(source["data"])
     reviews = texts.make("imdb", source["reviews"], source["seed"], data)
-    encoder = ReviewEncoder(texts.REPOSITORY / texts.TOKENIZER_FILE)
+    encoder = ReviewEncoder(REPOSITORY / TOKENIZER_FILE)
     return np.array([len(row) for row in encoder.encode(reviews)], dtype=np.float64)
 
 
@@ -207,8 +208,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.rate:g}/s: {result.replicas} replicas, {result.replicas_one_failed} so that one may fail")
     worst = {name: max(p99 for _, p99 in getattr(result, name)) for name in ("failure", "surge")}
     print(
-        f"one of {result.replicas_one_failed} gone for {options.startup_s:g} s: p99 up to {worst['failure']:.0f} ms; half as "
-        f"much again until new ones start: up to {worst['surge']:.0f} ms"
+        f"one of {result.replicas_one_failed} gone for {options.startup_s:g} s: p99 up to {worst['failure']:.0f} ms; "
+        f"half as much again until new ones start: up to {worst['surge']:.0f} ms"
     )
     (folder / "capacity.png").write_bytes(draw(found, result, options.p99_ms, measured))
     document = {

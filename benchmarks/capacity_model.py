@@ -3,8 +3,8 @@
 Throughput over users, closed loop: the Universal Scalability Law, X(n) = g n / (1 + s (n - 1) + k n (n - 1)) with
 contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 4).
 
-Latency over rate, open loop: a single server that takes everything queued, up to the largest batch, each time it is free
-(bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has no
+Latency over rate, open loop: a single server that takes everything queued, up to the largest batch, each time it is
+free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has no
 closed form for percentiles with such a service time, so it is simulated.
 """
 

@@ -1,4 +1,4 @@
-"""The picture of benchmarks.capacity: contention, latency against rate, one replica gone, more traffic than replicas."""
+"""The picture of benchmarks.capacity: contention, latency against rate, one replica gone, a surge of traffic."""
 
 import io
 from typing import TYPE_CHECKING

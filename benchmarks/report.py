@@ -23,8 +23,8 @@ from benchmarks.texts import ManPage
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;font-size:13px;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.2rem .6rem;"
-    "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:13px}"
+    "table{border-collapse:collapse;font-size:13px;margin:1rem 0}"
+    "td,th{border-bottom:1px solid #ddd;padding:.2rem .6rem;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:13px}"
     ".bad{color:#a11}.good{color:#171}"
 )
 
@@ -103,34 +103,37 @@ def _page(
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    rows = [("what", "value")]
+    rows: Rows = [("what", "value")]
     for key, value in facts.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         rows.append((key, shown))
     return _table(rows)
 
 
-def _measurements(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
-    rows = [
-        ("measurement", "tool", "loop", "offered/s", "answered/s", "failed", "p50 ms", "p95 ms", "p99 ms", "mean ms")
-        + ("in flight", "Little", "generator CPU", "sent late p99 ms")
-    ]
+_MEASUREMENT_COLUMNS = (
+    *("measurement", "tool", "loop", "offered/s", "answered/s", "failed", "p50 ms", "p95 ms", "p99 ms", "mean ms"),
+    *("in flight", "Little", "generator CPU", "sent late p99 ms"),
+)
+_BATCHING_COLUMNS = (
+    *("measurement", "reviews per tokenizer execution", "per classifier execution", "padded / real tokens"),
+    *("window filled", "queue", "tokenizing", "inference", "other", "mean ms in the server"),
+)
+Rows = list[tuple[str, ...]]
+
+
+def _measurements(summaries: Sequence[Summary]) -> Rows:
+    rows: Rows = [_MEASUREMENT_COLUMNS]
     for s in summaries:
-        times = (s.p50_ms, s.p95_ms, s.p99_ms, s.mean_ms, s.in_flight)
-        rows.append(
-            (s.name + (" *" if s.gate else ""), s.load.tool, s.load.loop)
-            + (f"{s.offered_per_s:.1f}", f"{s.answered_per_s:.1f}", f"{s.failures_percent:.2f} %")
-            + tuple(f"{value:.1f}" for value in times)
-            + (f"{s.littles_law_percent:.1f} %", f"{s.generator_cpu_percent:.0f} %", f"{s.send_lag_p99_ms:.1f}")
-        )
+        name = s.name + (" *" if s.gate else "")
+        rates = (f"{s.offered_per_s:.1f}", f"{s.answered_per_s:.1f}", f"{s.failures_percent:.2f} %")
+        times = (f"{value:.1f}" for value in (s.p50_ms, s.p95_ms, s.p99_ms, s.mean_ms, s.in_flight))
+        checks = (f"{s.littles_law_percent:.1f} %", f"{s.generator_cpu_percent:.0f} %", f"{s.send_lag_p99_ms:.1f}")
+        rows.append((name, s.load.tool, s.load.loop, *rates, *times, *checks))
     return rows
 
 
-def _batching(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
-    rows = [
-        ("measurement", "reviews per tokenizer execution", "per classifier execution", "padded / real tokens")
-        + ("window filled", "queue", "tokenizing", "inference", "other", "mean ms in the server")
-    ]
+def _batching(summaries: Sequence[Summary]) -> Rows:
+    rows: Rows = [_BATCHING_COLUMNS]
     for s in summaries:
         b = s.batching
         if b:
@@ -142,8 +145,8 @@ def _batching(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _side_by_side(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
-    rows = [("load", "p50 Locust", "p50 perf_analyzer", "p99 Locust", "p99 perf_analyzer", "answered/s, both")]
+def _side_by_side(summaries: Sequence[Summary]) -> Rows:
+    rows: Rows = [("load", "p50 Locust", "p50 perf_analyzer", "p99 Locust", "p99 perf_analyzer", "answered/s, both")]
     for ours, theirs in verdict.pairs(summaries):
         load = f"{ours.load.protocol}, {ours.load.loop} loop, {ours.load.level:g}"
         times = (ours.p50_ms, theirs.p50_ms, ours.p99_ms, theirs.p99_ms)
