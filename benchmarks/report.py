@@ -24,7 +24,8 @@ from benchmarks.texts import ManPage
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;font-size:13px;margin:1rem 0}"
-    "td,th{border-bottom:1px solid #ddd;padding:.2rem .6rem;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:13px}"
+    "td,th{border-bottom:1px solid #ddd;padding:.2rem .6rem;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}code{font-size:13px}"
     ".bad{color:#a11}.good{color:#171}"
 )
 
