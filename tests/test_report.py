@@ -1,0 +1,126 @@
+"""The report and the model of capacity, on raw files made here by a queue whose capacity is known. No server runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import capacity, capacity_model, profiles, report, samples, texts, verdict
+from benchmarks.capacity_model import Service
+from benchmarks.profiles import Load
+from benchmarks.samples import OK, Sample
+from export.repository import REPOSITORY, TOKENIZER_FILE
+
+TRUE = Service(per_execution_s=0.002, per_token_s=5e-5, noise=0.1, elsewhere_s=0.003)
+"""The replica that the raw files come from."""
+REVIEWS = 64
+WINDOW_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def lengths() -> capacity_model.Floats:
+    if not (REPOSITORY / TOKENIZER_FILE).exists():
+        pytest.skip("no model is installed in this checkout: make export")
+    return capacity._lengths({"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED})
+
+
+@pytest.fixture(scope="module")
+def sweep(lengths: capacity_model.Floats, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with six rates and four numbers of users of the replica `TRUE`."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for rate in (10.0, 20.0, 30.0, 40.0, 50.0, 60.0):
+        arrivals, latency_s = capacity_model.simulate(TRUE, lambda _, r=rate: r, rate, WINDOW_S, lengths, int(rate))
+        rows = [Sample(at, at, at + took, 1, OK) for at, took in zip(arrivals, latency_s, strict=True)]
+        write(folder, f"rates-{rate:g}", "open", rate, rows, float(lengths.mean()))
+    for users in (1, 2, 4, 8):
+        took = users / (40 * users / (1 + 0.2 * (users - 1)))
+        rows = [Sample(at, at, at + took, 1, OK) for at in np.arange(0, WINDOW_S, took) for _ in range(users)]
+        write(folder, f"users-{users}", "closed", users, rows, float(lengths.mean()))
+    facts = {"profile": "sweep", "texts": {"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED}}
+    (folder / verdict.RUN_FILE).write_text(json.dumps({**facts, "highest_rate_per_s": {"highest-one-review": 70.0}}))
+    (folder / verdict.MEMORY_FILE).write_text("time_s,process,pid,rss_bytes\n0.0,triton,1,1000\n1.0,triton,1,1100\n")
+    return folder
+
+
+def write(folder: Path, name: str, loop: str, level: float, rows: list[Sample], mean_tokens: float) -> None:
+    """Writes one measurement; every execution held one review, and took what `TRUE` says of a mean one."""
+    samples.write(folder / f"{name}.csv.gz", rows, 0.0)
+    took_us = len(rows) * (TRUE.per_execution_s + TRUE.per_token_s * mean_tokens) * 1e6
+    counters = {
+        "nv_inference_request_success{sentiment}": len(rows),
+        "nv_inference_request_duration_us{sentiment}": took_us,
+    }
+    for step in ("tokenizer", "classifier"):
+        counters |= {f"nv_inference_count{{{step}}}": len(rows), f"nv_inference_exec_count{{{step}}}": len(rows)}
+    counters[capacity._INFER_KEY] = took_us
+    batches = {step: {"1": len(rows)} for step in ("tokenizer", "classifier")}
+    load = {"tool": "locust", "protocol": "grpc", "loop": loop, "level": level, "warmup_s": 0, "duration_s": WINDOW_S}
+    raw = {
+        "load": Load.model_validate(load).model_dump(),
+        "gate": False,
+        "window_s": [0.0, WINDOW_S],
+        "generator": {"cpu_s": 1.0, "wall_s": WINDOW_S},
+        "triton": {
+            "before": {"counters": dict.fromkeys(counters, 0.0), "batches": {}},
+            "after": {"counters": counters, "batches": batches},
+        },
+    }
+    (folder / f"{name}.json").write_text(json.dumps(raw))
+
+
+def test_report_is_one_page_that_needs_nothing_else(sweep: Path) -> None:
+    page = report.write(sweep, profiles.load()).read_text()
+    for plot in ("latency-distribution", "latency-against-rate-grpc-imdb-1", "time-by-phase", "memory"):
+        assert f"alt='{plot}'" in page
+        assert (sweep / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
+    assert "rates-30" in page
+    assert "src='http" not in page
+    assert "<script" not in page
+
+
+def test_same_raw_files_give_the_same_report(sweep: Path) -> None:
+    first = report.write(sweep, profiles.load()).read_bytes()
+    assert report.write(sweep, profiles.load()).read_bytes() == first
+
+
+def test_report_of_an_empty_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "make bench" in capsys.readouterr().err
+
+
+def test_capacity_finds_the_replica_that_made_the_files(
+    sweep: Path, lengths: capacity_model.Floats, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capacity.main(["--rate", "1000", "--results", str(sweep)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    true_rate = capacity_model.highest_rate(TRUE, 200, lengths)
+    predicted = document["highest_rate_per_s"]["predicted"]
+    assert predicted == pytest.approx(true_rate, rel=0.1)
+    assert document["replicas"] == int(np.ceil(1000 / predicted))
+    assert document["replicas_one_failed"] == document["replicas"] + 1
+    assert document["scalability"]["contention"] == pytest.approx(0.2, abs=0.02)
+    assert len(document["held_out"]) == 3
+    assert (sweep / "capacity.png").exists()
+
+
+def test_a_folder_without_a_sweep_is_refused_with_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capacity.main(["--rate", "10", "--results", str(tmp_path)]) == 2
+    assert "PROFILE=sweep" in capsys.readouterr().err
+
+
+def test_a_limit_that_an_idle_replica_breaks_is_said(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert capacity.main(["--rate", "10", "--p99-ms", "1", "--results", str(sweep)]) == 2
+    assert "even when idle" in capsys.readouterr().err
+
+
+def test_scalability_recovers_the_law_it_was_made_with() -> None:
+    law = capacity_model.Scalability(30, 0.3, 0.001)
+    users = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    found = capacity_model.fit_scalability(users, [float(law.throughput(n)) for n in users])
+    assert found.contention == pytest.approx(0.3, rel=0.01)
+    assert found.coherence == pytest.approx(0.001, rel=0.05)
+    with pytest.raises(ValueError, match="at least 3"):
+        capacity_model.fit_scalability([1, 1, 2], [1, 1, 2])
