@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -188,8 +189,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a service started here would outlive the run
     try:
         return run(options, arguments)
+    except KeyboardInterrupt:
+        print("benchmarks.bench: stopped; what was measured so far is in the results folder", file=sys.stderr)
+        return 130
     except (profiles.ProfileError, ServiceError, LoadError, texts.TextError) as error:
         print(f"benchmarks.bench: error: {error}", file=sys.stderr)
         return 2
