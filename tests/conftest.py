@@ -9,6 +9,7 @@ import pytest
 import serving
 
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
+from model_repository.tokenizer.review_text import ReviewEncoder
 
 # Examples are not timed: how long one takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -39,9 +40,10 @@ def repository(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path_factory: pytest.
         "__pycache__", "model.onnx", "tokenizer.json", "manifest.json", "*.new", ".*lock*"
     )
     shutil.copytree(REPOSITORY, folder, ignore=installed)
+    max_length = ReviewEncoder(tiny_checkpoint / "tokenizer.json").max_length
     install(
         {MODEL_FILE: tiny_onnx, TOKENIZER_FILE: tiny_checkpoint / "tokenizer.json"},
-        {"precision": "fp32", "labels": ["negative", "positive"]},
+        {"precision": "fp32", "labels": ["negative", "positive"], "max_length": max_length},
         folder,
     )
     return folder

@@ -1,54 +1,73 @@
-"""The grouping rule of the served classifier: which reviews run together."""
+"""The grouping rule of the served classifier: which reviews run together, and in which shapes."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_repository.classifier.length_groups import length_groups
+from model_repository.classifier.length_groups import WIDTH_STEP, length_groups, shapes, width_of
 
-LENGTHS = st.lists(st.integers(2, 512), max_size=80)
+MAX_WIDTH = 512
+LENGTHS = st.lists(st.integers(1, MAX_WIDTH), max_size=80)
+MAX_TOKENS = st.integers(1, 4096)
 
 
-@given(LENGTHS, st.integers(1, 4096), st.floats(0, 100))
-def test_every_review_is_in_exactly_one_group(lengths: list[int], max_tokens: int, max_padding: float) -> None:
-    groups = list(length_groups(lengths, max_tokens, max_padding))
+@given(LENGTHS, MAX_TOKENS)
+def test_every_review_is_in_exactly_one_group(lengths: list[int], max_tokens: int) -> None:
+    groups = [group for _, group in length_groups(lengths, MAX_WIDTH, max_tokens)]
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     assert all(groups)
 
 
-@given(LENGTHS, st.integers(1, 4096), st.floats(0, 100))
-def test_no_group_exceeds_its_limits(lengths: list[int], max_tokens: int, max_padding: float) -> None:
-    for group in length_groups(lengths, max_tokens, max_padding):
-        members = [lengths[index] for index in group]
-        rectangle = len(members) * max(members)
-        assert len(group) == 1 or rectangle <= max_tokens
-        assert (rectangle - sum(members)) * 100 <= max_padding * rectangle
+@given(LENGTHS, MAX_TOKENS)
+def test_a_group_is_reviews_of_one_width_within_the_limit(lengths: list[int], max_tokens: int) -> None:
+    for width, group in length_groups(lengths, MAX_WIDTH, max_tokens):
+        assert {width_of(lengths[index], MAX_WIDTH) for index in group} == {width}
+        assert len(group) == 1 or len(group) * width <= max_tokens
 
 
-@given(LENGTHS, st.integers(1, 4096), st.floats(0, 100))
-def test_shorter_reviews_run_first(lengths: list[int], max_tokens: int, max_padding: float) -> None:
-    order = [lengths[index] for group in length_groups(lengths, max_tokens, max_padding) for index in group]
-    assert order == sorted(lengths)
+@given(st.integers(1, MAX_WIDTH))
+def test_no_review_gets_more_padding_than_a_step(length: int) -> None:
+    assert 0 <= width_of(length, MAX_WIDTH) - length < WIDTH_STEP
 
 
-@given(LENGTHS, st.integers(1, 4096), st.floats(0, 100), st.randoms(use_true_random=False))
-def test_the_order_of_arrival_changes_no_group(lengths: list[int], max_tokens: int, max_padding: float, random) -> None:  # type: ignore[no-untyped-def]
+@given(LENGTHS, MAX_TOKENS)
+def test_shorter_reviews_run_first(lengths: list[int], max_tokens: int) -> None:
+    groups = length_groups(lengths, MAX_WIDTH, max_tokens)
+    assert [lengths[index] for _, group in groups for index in group] == sorted(lengths)
+
+
+@given(LENGTHS, MAX_TOKENS, st.randoms(use_true_random=False))
+def test_the_order_of_arrival_changes_no_group(lengths: list[int], max_tokens: int, random) -> None:  # type: ignore[no-untyped-def]
     shuffled = random.sample(lengths, len(lengths))
     as_lengths = [
-        [[side[i] for i in g] for g in length_groups(side, max_tokens, max_padding)] for side in (lengths, shuffled)
+        [[side[i] for i in group] for _, group in length_groups(side, MAX_WIDTH, max_tokens)]
+        for side in (lengths, shuffled)
     ]
     assert as_lengths[0] == as_lengths[1]
+
+
+@given(st.lists(st.integers(1, 320), max_size=64), st.integers(1, 1024))
+def test_every_shape_that_comes_has_been_run_before(lengths: list[int], max_tokens: int) -> None:
+    known = set(shapes(320, MAX_WIDTH, max_tokens))
+    assert {(len(group), width) for width, group in length_groups(lengths, MAX_WIDTH, max_tokens)} <= known
+
+
+def test_few_shapes_are_enough_for_every_review() -> None:
+    assert len(list(shapes(320, 512, 512))) <= 128
 
 
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [
         pytest.param([], [], id="nothing"),
-        pytest.param([384, 384], [[0], [1]], id="long reviews run alone"),
-        pytest.param([16] * 8, [[0, 1, 2, 3, 4, 5, 6, 7]], id="short reviews of one length run together"),
-        pytest.param([10, 100, 10], [[0, 2], [1]], id="a long one does not pad the short ones"),
-        pytest.param([600], [[0]], id="longer than the token limit"),
+        pytest.param([384, 384], [(384, [0]), (384, [1])], id="long reviews run alone"),
+        pytest.param([16] * 8, [(16, [0, 1, 2, 3, 4, 5, 6, 7])], id="short reviews of one length run together"),
+        pytest.param([16] * 7, [(16, [0, 1, 2, 3]), (16, [4, 5]), (16, [6])], id="in powers of two"),
+        pytest.param([64] * 5, [(64, [0, 1, 2, 3]), (64, [4])], id="up to the limit"),
+        pytest.param([10, 100, 11], [(16, [0, 2]), (104, [1])], id="a long one does not pad the short ones"),
+        pytest.param([510], [(511, [0])], id="never wider than the model takes"),
+        pytest.param([600], [(600, [0])], id="too long for the model, which is the engine's to refuse"),
     ],
 )
-def test_groups_of_typical_batches(lengths: list[int], expected: list[list[int]]) -> None:
-    assert list(length_groups(lengths, max_group_tokens=256, max_padding_percent=10)) == expected
+def test_groups_of_typical_batches(lengths: list[int], expected: list[tuple[int, list[int]]]) -> None:
+    assert list(length_groups(lengths, 511, max_group_tokens=256)) == expected

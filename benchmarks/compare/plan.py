@@ -19,14 +19,8 @@ CEILING_REVIEWS_PER_S = 100.0
 LONE_S = 0.015
 """What a pass over the texts, and a review alone, take on two cores, roughly; only `Plan.minutes` uses them."""
 
-GROUPINGS: dict[str, tuple[int, float]] = {
-    "one by one": (1, 0),
-    "256 tokens, 10 % padding": (256, 10),
-    "512 tokens, 10 % padding": (512, 10),
-    "1024 tokens, 5 % padding": (1024, 5),
-    "4096 tokens, 5 % padding": (4096, 5),
-}
-"""Limits for `length_groups`, which sorts all texts by length: more than a server can do, which sees its queue only."""
+GROUPINGS = {"one by one": 1, "256 tokens": 256, "512 tokens": 512, "1024 tokens": 1024, "4096 tokens": 4096}
+"""`max_group_tokens` for `length_groups`, which gets all texts at once: a server sees no more than its queue."""
 
 
 def layouts(threads: int) -> dict[str, tuple[int, int]]:

@@ -94,7 +94,7 @@ def _shipped() -> Classify:
     encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(num_threads())
 
     def classify(reviews: Sequence[str]) -> list[Answer]:
-        labels, scores = shipped_engine.infer_rows(infer, encoder.encode(reviews))
+        labels, scores = infer(encoder.encode(reviews))
         return [Answer(label=label, score=score) for label, score in zip(labels, scores, strict=True)]
 
     return classify

@@ -1,8 +1,8 @@
 """Served classifier: input_ids, attention_mask (B, T) int64 -> label, score (B, 1), probabilities (B, 2).
 
 One execution holds the requests that Triton merged, each a rectangle of its own width. Their rows lose their padding
-and run in groups of like length (`length_groups`), whatever request they came from; then each request gets its rows
-back as one response. A bad request fails alone, also when it shares a group with good ones.
+and run in groups of one width (`length_groups`), whatever request they came from; each request gets its rows back as
+one response when the last of them has run. A bad request fails alone, also when it shares a group with good ones.
 """
 
 from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from engine import Engine
-from length_groups import length_groups
+from length_groups import length_groups, shapes
 
 Ids = npt.NDArray[np.int64]
 
@@ -24,17 +24,19 @@ OUTPUTS = ("label", "score", "probabilities")
 
 
 class TritonPythonModel:
-    """Runs model.onnx over the reviews of all requests of an execution, in groups of like length."""
+    """Runs model.onnx over the reviews of all requests of an execution, in groups of one width."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens model.onnx in the version directory and runs it, so that a broken model fails to load."""
+        """Opens model.onnx in the version directory and runs every shape once: a broken model fails to load, and no
+        review is the first of its shape."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self._max_group_tokens = int(parameters["max_group_tokens"])
-        self._max_padding_percent = float(parameters["max_padding_percent"])
-        version_dir = Path(args["model_repository"]) / args["model_version"]
-        self._engine = Engine(version_dir / "model.onnx", int(parameters["num_threads"]))
-        self._run([np.zeros(length, dtype=np.int64) for length in (8, 16, 16)])
+        model_dir = Path(args["model_repository"])
+        self._engine = Engine(model_dir / args["model_version"] / "model.onnx", int(parameters["num_threads"]))
+        max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
+        for size, width in shapes(max_length, self._engine.max_tokens, self._max_group_tokens):
+            self._run([np.zeros(width, dtype=np.int64)] * size, width)
         self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
             name="sentiment_classifier_tokens",
             description="Tokens run by the classifier: those of reviews, and the padding of their groups",
@@ -43,48 +45,49 @@ class TritonPythonModel:
         self._review_tokens = self._metrics.Metric(labels={"kind": "review"})
         self._padding_tokens = self._metrics.Metric(labels={"kind": "padding"})
 
-    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """Returns one response per request: its rows' answers, or its error."""
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
+        """Answers each request as soon as its last row has run, shortest reviews first; returns no response for each.
+
+        So a short review does not wait for the long ones that it was merged with, only they for it.
+        """
         rows: list[Ids] = []
-        spans: list[slice | str] = []
+        owners: list[_Pending] = []
         for request in requests:
+            pending = _Pending(request.get_response_sender())
             try:
                 request_rows = _rows(request)
             except ValueError as error:
-                spans.append(str(error))
+                pending.fail(str(error))
             else:
-                spans.append(slice(len(rows), len(rows) + len(request_rows)))
+                pending.expect(len(request_rows))
                 rows.extend(request_rows)
-        answers = self._classify(rows)
-        return [_error(span) if isinstance(span, str) else _respond(answers[span]) for span in spans]
+                owners.extend([pending] * len(request_rows))
+        first = {id(owner): index for index, owner in reversed(list(enumerate(owners)))}
+        lengths = [len(row) for row in rows]
+        for width, group in length_groups(lengths, self._engine.max_tokens, self._max_group_tokens):
+            for index, answer in zip(group, self._answer([rows[index] for index in group], width), strict=True):
+                owners[index].answer(index - first[id(owners[index])], answer)
+        return [None] * len(requests)
 
     def finalize(self) -> None:
         """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
         del self._review_tokens, self._padding_tokens
         del self._metrics
 
-    def _classify(self, rows: Sequence[Ids]) -> list[list[Any] | str]:
-        """Returns for each row its outputs, in the order of `OUTPUTS`, or what went wrong with it."""
-        answers: list[list[Any] | str] = [""] * len(rows)
-        for group in length_groups([len(row) for row in rows], self._max_group_tokens, self._max_padding_percent):
-            for index, answer in zip(group, self._answer([rows[index] for index in group]), strict=True):
-                answers[index] = answer
-        return answers
-
-    def _answer(self, rows: Sequence[Ids]) -> list[list[Any] | str]:
+    def _answer(self, rows: Sequence[Ids], width: int) -> list[list[Any] | str]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
         try:
-            outputs = self._run(rows)
+            outputs = self._run(rows, width)
         except Exception as error:  # whatever it is, it must not reach the group's other rows
-            return [str(error)] if len(rows) == 1 else [answer for row in rows for answer in self._answer([row])]
+            return [str(error)] if len(rows) == 1 else [self._answer([row], width)[0] for row in rows]
         num_tokens = sum(map(len, rows))
         self._review_tokens.increment(num_tokens)
-        self._padding_tokens.increment(len(rows) * max(map(len, rows)) - num_tokens)
+        self._padding_tokens.increment(len(rows) * width - num_tokens)
         return [list(answer) for answer in zip(*outputs, strict=True)]
 
-    def _run(self, rows: Sequence[Ids]) -> list[npt.NDArray[Any]]:
+    def _run(self, rows: Sequence[Ids], width: int) -> list[npt.NDArray[Any]]:
         """Runs `rows` as one rectangle; the outputs (n, ...) come in the order of `OUTPUTS`."""
-        input_ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)  # (n, longest)
+        input_ids = np.zeros((len(rows), width), dtype=np.int64)  # (n, width)
         attention_mask = np.zeros_like(input_ids)
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = row
@@ -111,7 +114,32 @@ def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
     return [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
 
 
-def _respond(answers: Sequence[list[Any] | str]) -> pb_utils.InferenceResponse:
+class _Pending:
+    """A request whose rows are answered one by one, and which is answered once, when all of them are."""
+
+    def __init__(self, sender: pb_utils.InferenceResponseSender) -> None:
+        self._sender = sender
+        self._answers: list[list[Any] | str | None] = []
+
+    def expect(self, num_rows: int) -> None:
+        """Says how many rows there are, at least one."""
+        self._answers = [None] * num_rows
+
+    def answer(self, row: int, answer: list[Any] | str) -> None:
+        """Takes the outputs of a row, or what went wrong with it; the last one sends the response."""
+        self._answers[row] = answer
+        if all(one is not None for one in self._answers):
+            self._send(_response([one for one in self._answers if one is not None]))
+
+    def fail(self, message: str) -> None:
+        """Answers with an error."""
+        self._send(_error(message))
+
+    def _send(self, response: pb_utils.InferenceResponse) -> None:
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _response(answers: Sequence[list[Any] | str]) -> pb_utils.InferenceResponse:
     """Returns the answers of one request as its output tensors, or its first row's error."""
     failures = [f"row {index}: {answer}" for index, answer in enumerate(answers) if isinstance(answer, str)]
     if failures:
