@@ -7,7 +7,6 @@ review comes.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 WIDTH_STEP = 8
 """Tokens. IMDb's reviews, 225 on average once truncated, get 1 % padding from it."""
@@ -19,21 +18,27 @@ def width_of(length: int, max_width: int) -> int:
 
 
 def length_groups(lengths: Sequence[int], max_width: int, max_group_tokens: int) -> Iterator[tuple[int, list[int]]]:
-    """Yields a width and the indices into `lengths` that run at it, shortest reviews first, every index once.
+    """Yields a width and the indices into `lengths` that run at it; every index once, who came first runs first.
 
     A group is a rectangle: reviews of one width, as many as a power of two, at most `max_group_tokens` tokens in all
-    with their padding. A review longer than that runs alone.
+    with their padding. A review longer than that runs alone. Shortest first would answer half of the reviews sooner,
+    and those that decide the 99th percentile later.
     """
+    same_width: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        same_width.setdefault(width_of(length, max_width), []).append(index)
+    groups = [
+        (width, group) for width, members in same_width.items() for group in _split(members, max_group_tokens // width)
+    ]
+    yield from sorted(groups, key=lambda group: group[1][0])
 
-    def width(index: int) -> int:
-        return width_of(lengths[index], max_width)
 
-    for group_width, same_width in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), key=width):
-        waiting = list(same_width)
-        while waiting:
-            size = _power_of_two(min(len(waiting), max_group_tokens // group_width))
-            yield group_width, waiting[:size]
-            del waiting[:size]
+def _split(members: Sequence[int], max_size: int) -> Iterator[list[int]]:
+    start = 0
+    while start < len(members):
+        size = _power_of_two(min(len(members) - start, max_size))
+        yield list(members[start : start + size])
+        start += size
 
 
 def shapes(max_length: int, max_width: int, max_group_tokens: int) -> Iterator[tuple[int, int]]:

@@ -46,12 +46,8 @@ class TritonPythonModel:
         self._padding_tokens = self._metrics.Metric(labels={"kind": "padding"})
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
-        """Answers each request as soon as its last row has run, shortest reviews first; returns no response for each.
-
-        So a short review does not wait for the long ones that it was merged with, only they for it.
-        """
-        rows: list[Ids] = []
-        owners: list[_Pending] = []
+        """Answers each request as soon as its last row has run, oldest first, and so returns no response for any."""
+        rows: list[tuple[Ids, _Pending, int]] = []  # with the request that a row belongs to and its place there
         for request in requests:
             pending = _Pending(request.get_response_sender())
             try:
@@ -60,13 +56,17 @@ class TritonPythonModel:
                 pending.fail(str(error))
             else:
                 pending.expect(len(request_rows))
-                rows.extend(request_rows)
-                owners.extend([pending] * len(request_rows))
-        first = {id(owner): index for index, owner in reversed(list(enumerate(owners)))}
-        lengths = [len(row) for row in rows]
+                rows.extend((row, pending, place) for place, row in enumerate(request_rows))
+        lengths = [len(row) for row, _, _ in rows]
+        num_run = 0
         for width, group in length_groups(lengths, self._engine.max_tokens, self._max_group_tokens):
-            for index, answer in zip(group, self._answer([rows[index] for index in group], width), strict=True):
-                owners[index].answer(index - first[id(owners[index])], answer)
+            answers = self._answer([rows[index][0] for index in group], width)
+            for index, answer in zip(group, answers, strict=True):
+                _, pending, place = rows[index]
+                pending.answer(place, answer)
+            num_run += len(group) * width
+        self._review_tokens.increment(sum(lengths))  # after the answers, since each call waits for the server
+        self._padding_tokens.increment(num_run - sum(lengths))
         return [None] * len(requests)
 
     def finalize(self) -> None:
@@ -80,9 +80,6 @@ class TritonPythonModel:
             outputs = self._run(rows, width)
         except Exception as error:  # whatever it is, it must not reach the group's other rows
             return [str(error)] if len(rows) == 1 else [self._answer([row], width)[0] for row in rows]
-        num_tokens = sum(map(len, rows))
-        self._review_tokens.increment(num_tokens)
-        self._padding_tokens.increment(len(rows) * width - num_tokens)
         return [list(answer) for answer in zip(*outputs, strict=True)]
 
     def _run(self, rows: Sequence[Ids], width: int) -> list[npt.NDArray[Any]]:
@@ -125,9 +122,9 @@ class _Pending:
         """Says how many rows there are, at least one."""
         self._answers = [None] * num_rows
 
-    def answer(self, row: int, answer: list[Any] | str) -> None:
+    def answer(self, place: int, answer: list[Any] | str) -> None:
         """Takes the outputs of a row, or what went wrong with it; the last one sends the response."""
-        self._answers[row] = answer
+        self._answers[place] = answer
         if all(one is not None for one in self._answers):
             self._send(_response([one for one in self._answers if one is not None]))
 

@@ -50,6 +50,9 @@ class TritonPythonModel:
         for texts, problems in decoded:
             responses.append(self._respond(rows[start : start + len(texts)], problems, width))
             start += len(texts)
+        filling_window = sum(len(row) == self._encoder.max_length for row in rows)
+        if filling_window:  # each call waits for the server
+            self._window_filled.increment(filling_window)
         return responses
 
     def finalize(self) -> None:
@@ -72,7 +75,6 @@ class TritonPythonModel:
             if len(named) > MAX_NAMED_ROWS:
                 message += f"; and {len(named) - MAX_NAMED_ROWS} more"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
-        self._window_filled.increment(sum(len(row) == self._encoder.max_length for row in rows))
         input_ids, attention_mask = pad(rows, width)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
