@@ -111,6 +111,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="with a TensorRT engine: serve ONNX, or stop",
     )
     parser.add_argument("--log-file", type=Path, default=LOG_FILE, metavar="FILE", help="Triton's log, PORT for HTTP's")
+    parser.add_argument(
+        "--response-cache-mib",
+        type=_mib,
+        default=0,
+        metavar="MIB",
+        help="memory for answers to repeated requests; only a model whose config.pbtxt enables it uses it",
+    )
+    parser.add_argument(
+        "--triton-flag",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="one more flag of tritonserver, as in --triton-flag=--rate-limit=execution_count; may be repeated",
+    )
     options = parser.parse_args(argv)
     options.address = "127.0.0.1" if options.address == "localhost" else options.address
     options.log_file = options.log_file.with_name(options.log_file.name.replace("PORT", str(options.http_port)))
@@ -120,6 +134,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 16:
         raise argparse.ArgumentTypeError(f"{text!r} came, expected a port from 1 to 65535")
+    return int(text)
+
+
+def _mib(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} came, expected a number of MiB, 0 for no cache")
     return int(text)
 
 
@@ -148,6 +168,12 @@ def check(options: argparse.Namespace) -> None:
         raise ServeError(
             f"/dev/shm has {shm_bytes >> 20} MiB free, expected {MIN_SHM_BYTES >> 20}: reviews reach the model through "
             "it. Run `mount -o remount,size=256m /dev/shm`, or the container with --shm-size=256m"
+        )
+    if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
+        raise ServeError(
+            "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "
+            "and would run any code that appears in the folder. For another model start a second server and move "
+            "the clients"
         )
     _check_ports(options)
     recover(options.model_repository)
@@ -240,7 +266,7 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             [
                 f"{package}/tritonserver/bin/tritonserver",
                 f"--backend-directory={folder}",
-                *_arguments(options, shm_prefix),
+                *_arguments(options, shm_prefix, package),
             ],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -275,7 +301,7 @@ def _assemble_python_backend(package: Path, folder: Path) -> None:
         (folder / file.name).symlink_to(file)
 
 
-def _arguments(options: argparse.Namespace, shm_prefix: str) -> list[str]:
+def _arguments(options: argparse.Namespace, shm_prefix: str, package: Path) -> list[str]:
     """Returns Triton's arguments: local, nothing to be changed from outside, no answer from a guessed configuration."""
     key = secrets.token_hex(32)  # forgotten at once: nobody is meant to use the closed interfaces
     arguments = [f"--{name}-address={options.address}" for name in PORTS]
@@ -291,7 +317,15 @@ def _arguments(options: argparse.Namespace, shm_prefix: str) -> list[str]:
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",  # memory for a GPU, which this repository's default does not use
+        *_cache_arguments(options.response_cache_mib, package),
+        *options.triton_flag,
     ]
+
+
+def _cache_arguments(size_mib: int, package: Path) -> list[str]:
+    if not size_mib:
+        return []
+    return [f"--cache-directory={package}/tritonserver/caches", f"--cache-config=local,size={size_mib << 20}"]
 
 
 def first_answer(server: subprocess.Popen[bytes], url: str) -> str:

@@ -1,6 +1,7 @@
 """Starts Triton in the container: picks the configuration that this machine can serve, then becomes the server.
 
     python3 docker/start.py --configuration auto      # TensorRT with a fitting engine, else ONNX Runtime
+    python3 docker/start.py --configuration openvino  # CPU nodes: config.pbtxt, the configuration of a laptop
     python3 docker/start.py --configuration tensorrt --on-mismatch stop
     python3 docker/start.py --print                   # show the command, start nothing
 
@@ -24,6 +25,9 @@ FOLDER = Path(__file__).resolve().parent
 LABELS_REPOSITORY = FOLDER / "tensorrt"
 """The last step of the TensorRT configuration: a plan cannot hold the label strings."""
 
+WITHOUT_ENGINE = ("openvino", "onnxruntime")
+"""Configurations that run model.onnx. No file is named `openvino`, so each model takes its config.pbtxt."""
+
 RESTRICTED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
 STACK_BYTES = 64 << 20
@@ -36,7 +40,7 @@ def choose_configuration(wanted: str, on_mismatch: str, repository: Path) -> tup
     Raises:
         EngineError: the engine does not fit and `on_mismatch` is "stop".
     """
-    if wanted == "onnxruntime":
+    if wanted in WITHOUT_ENGINE:
         return wanted, ""
     try:
         read_manifest(repository)  # without an engine there is nothing to say about the machine
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     option("model-repository", "/models", "the folder with tokenizer, classifier and sentiment")
-    option("configuration", "auto", "auto: tensorrt where an engine fits", ["auto", "tensorrt", "onnxruntime"])
+    option("configuration", "auto", "auto: tensorrt where an engine fits", ["auto", "tensorrt", *WITHOUT_ENGINE])
     option("on-mismatch", "fallback", "when the engine does not fit: serve ONNX, or stop", ["fallback", "stop"])
     option("metrics-address", "127.0.0.1", "the address metrics listen on; only 0.0.0.0 or the monitoring network's")
     parser.add_argument("--print", action="store_true", dest="print_only", help="print the command and end")

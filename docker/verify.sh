@@ -82,6 +82,7 @@ if [ -n "${ONNX:-}" ]; then
 else
   say "| engine: build, precision, parity gate | NOT RUN: set ONNX and CHECKPOINT | |"
 fi
+serve server-cpu openvino
 serve server-cpu onnxruntime
 serve server-gpu onnxruntime
 if [ -e model_repository/classifier/engine.json ]; then

@@ -66,14 +66,15 @@ def command(repository: Path, log_file: Path, ports: dict[str, int]) -> list[str
     return [SERVE_PYTHON, script, f"--model-repository={repository}", f"--log-file={log_file}", *flags]
 
 
-def start(repository: Path, log_file: Path) -> Server:
+def start(repository: Path, log_file: Path, *more_flags: str) -> Server:
     """Starts serve.py and returns once it has announced its first prediction."""
     ports = free_ports()
     home = log_file.parent / "home"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home)}
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, as by a job that a script starts with &
-    process = subprocess.Popen(command(repository, log_file, ports), stdout=subprocess.PIPE, text=True, env=environment)
+    line = [*command(repository, log_file, ports), *more_flags]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
     signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     announcement = ""

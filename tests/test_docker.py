@@ -124,7 +124,7 @@ def test_image_pins_agree_with_the_project_and_are_hashed(name: str) -> None:
         assert "--hash=sha256:" in block, block.splitlines()[0]
 
 
-@pytest.mark.parametrize("configuration", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("configuration", ["openvino", "onnxruntime", "tensorrt"])
 def test_every_server_flag_exists_in_the_release_and_is_explained(configuration: str) -> None:
     used = {argument.partition("=")[0] for argument in started_flags(configuration)}
     assert used <= flags_in((DOCKER / "known-flags.txt").read_text())
@@ -160,10 +160,13 @@ def test_compose_limits_every_service() -> None:
             assert {"shm_size", "pids_limit", "stop_grace_period"} <= service.keys()
 
 
-def test_cpu_limit_is_the_thread_count() -> None:
-    text = (CHECKOUT / "model_repository/classifier/configs/onnxruntime.pbtxt").read_text()
+@pytest.mark.parametrize(
+    ("file", "parameter"), [("config.pbtxt", "num_threads"), ("configs/onnxruntime.pbtxt", "intra_op_thread_count")]
+)
+def test_cpu_limit_is_the_thread_count(file: str, parameter: str) -> None:
+    text = (CHECKOUT / "model_repository/classifier" / file).read_text()
     parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
-    assert compose()["services"]["server-cpu"]["cpus"] == int(parameters["intra_op_thread_count"].string_value)
+    assert compose()["services"]["server-cpu"]["cpus"] == int(parameters[parameter].string_value)
 
 
 def test_metrics_address_is_the_one_that_prometheus_asks() -> None:
@@ -193,6 +196,14 @@ def test_start_without_an_engine_serves_onnx_and_says_so(repository: Path) -> No
     assert "--model-config-name=onnxruntime" in run.stdout
     (line,) = run.stderr.splitlines()
     assert "serving the configuration onnxruntime instead" in line
+
+
+def test_start_serves_the_configuration_of_cpu_nodes_without_looking_for_an_engine(repository: Path) -> None:
+    run = start(repository, CONFIGURATION="openvino", ON_MISMATCH="stop")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "--model-config-name=openvino" in run.stdout
+    for model in ("tokenizer", "classifier", "sentiment"):
+        assert not (repository / model / "configs" / "openvino.pbtxt").exists(), "config.pbtxt is the one meant"
 
 
 def test_start_stops_when_told_so_instead_of_serving_something_else(repository: Path) -> None:
@@ -300,9 +311,11 @@ def test_packages_of_the_server_image_install_and_import(tmp_path: Path) -> None
     arguments = command.replace("\\\n", " ").replace("/opt/sentiment", str(tmp_path)).split()
     arguments[arguments.index("/tmp/requirements.txt")] = str(DOCKER / "requirements.txt")
     subprocess.run([python, "-m", *arguments], check=True, capture_output=True)
-    environment = {"PYTHONPATH": f"{tmp_path}/packages:{CHECKOUT}/model_repository/tokenizer"}
-    subprocess.run([python, "-c", "import review_text"], env=environment, check=True)
+    steps = f"{CHECKOUT}/model_repository/tokenizer:{CHECKOUT}/model_repository/classifier"
+    environment = {"PYTHONPATH": f"{tmp_path}/packages:{steps}"}
+    subprocess.run([python, "-c", "import engine, review_text"], env=environment, check=True)
     assert sorted(path.name for path in (tmp_path / "packages").glob("*.dist-info")) == [
         "numpy-1.26.4.dist-info",
+        "openvino-2026.4.1.dist-info",
         "tokenizers-0.22.2.dist-info",
     ]

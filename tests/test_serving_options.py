@@ -1,0 +1,198 @@
+"""The options of model_repository/README.md on the real server: each does what it says, and the answers stay.
+
+Run: python -m pytest tests/test_serving_options.py
+"""
+
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import serving
+import tritonclient.grpc
+from onnx import TensorProto, helper
+from serving import Server
+from tiny_model import REVIEWS
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def changed(repository: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model repository, to be changed."""
+    return shutil.copytree(repository, tmp_path / "model_repository")
+
+
+@pytest.fixture
+def start(changed: Path, tmp_path: Path) -> Iterator[Start]:
+    """Serves `changed` with more flags of serve.py."""
+    started: list[Server] = []
+
+    def run(*flags: str) -> Server:
+        started.append(serving.start(changed, tmp_path / "triton.log", *flags))
+        return started[-1]
+
+    yield run
+    for server in started:
+        assert server.stop() == 0
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+    file.write_text(text.replace(old, new))
+
+
+def assert_same_answers(one: Server, other: Server) -> None:
+    for batch in (list(REVIEWS), REVIEWS[0]):
+        answers = [serving.generate(each, batch)[1] for each in (one, other)]
+        assert answers[0]["label"] == answers[1]["label"]
+        np.testing.assert_allclose(answers[0]["probabilities"], answers[1]["probabilities"], atol=1e-4)
+
+
+def cache_hits(server: Server) -> int:
+    metrics = serving.get(server.metrics_url)[1]
+    return sum(int(hits) for hits in re.findall(r"^nv_cache_num_hits_per_model\{.*\} (\d+)", metrics, re.MULTILINE))
+
+
+def test_response_cache_is_off_unless_given_memory(server: Server) -> None:
+    for _ in range(3):
+        assert serving.generate(server, REVIEWS[0])[0] == 200
+    assert cache_hits(server) == 0
+
+
+def test_response_cache_answers_repeats_without_running_a_step_and_keeps_no_errors(
+    start: Start, server: Server
+) -> None:
+    cached = start("--response-cache-mib=16")
+    first, second = (serving.probabilities(cached, [REVIEWS[0]]) for _ in range(2))
+    assert cache_hits(cached) == 1
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(second, serving.probabilities(server, [REVIEWS[0]]), atol=1e-4)
+    for _ in range(2):
+        status, answer = serving.infer(cached, serving.texts([" "]))
+        assert status == 400, answer
+    assert cache_hits(cached) == 1
+
+
+def add_version(repository: Path, labels: list[bytes]) -> None:
+    """Installs version 2 of the classifier: the same model under other label names."""
+    version = shutil.copytree(repository / "classifier" / "1", repository / "classifier" / "2")
+    model = onnx.load(version / "model.onnx")
+    (names,) = [tensor for tensor in model.graph.initializer if tensor.name == "label_names"]
+    names.CopyFrom(helper.make_tensor(names.name, TensorProto.STRING, [len(labels)], labels))
+    onnx.save(model, version / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("policy", "loaded", "answering"),
+    [
+        pytest.param("", ["2"], {"bad", "good"}, id="the newest alone by default"),
+        pytest.param("version_policy { specific { versions: [ 1 ] } }", ["1"], {"negative", "positive"}, id="pinned"),
+        pytest.param("version_policy { latest { num_versions: 2 } }", ["1", "2"], {"bad", "good"}, id="both"),
+    ],
+)
+def test_version_policy_decides_which_classifier_answers(
+    start: Start, changed: Path, policy: str, loaded: list[str], answering: set[str]
+) -> None:
+    add_version(changed, [b"bad", b"good"])
+    config = changed / "classifier" / "config.pbtxt"
+    config.write_text(config.read_text() + policy + "\n")
+    served = start()
+    assert serving.generate(served, REVIEWS[0])[1]["label"] in answering
+    ready = [serving.get(f"{served.http_url}/v2/models/classifier/versions/{version}/ready")[0] for version in "12"]
+    assert ready == [200 if version in loaded else 400 for version in "12"]
+
+
+def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -> None:
+    levels = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
+    for model in ("tokenizer", "classifier"):
+        replace(changed / model / "config.pbtxt", "dynamic_batching { }", levels)
+    served = start()
+    num_waiting = 20
+    done: list[object] = []
+    one_done, all_done = threading.Event(), threading.Event()
+
+    def note(name: object) -> Callable[[object, object], None]:
+        def callback(result: object, error: object) -> None:
+            done.append(error or name)
+            one_done.set()
+            if len(done) == num_waiting + 1:
+                all_done.set()
+
+        return callback
+
+    request = serving.triton_request(tritonclient.grpc, [b"a film that takes its time " * 20] * 64)
+    with tritonclient.grpc.InferenceServerClient(served.grpc_url.removeprefix("grpc://")) as client:
+        for index in range(num_waiting):
+            client.async_infer("sentiment", [request], note(index))
+        assert one_done.wait(60)  # by now all have arrived
+        client.async_infer("sentiment", [request], note("urgent"), priority=1)
+        assert all_done.wait(60)
+    assert set(done) == {"urgent", *range(num_waiting)}
+    assert done.index("urgent") < num_waiting / 2, done
+
+
+LIMITER = ("--triton-flag=--rate-limit=execution_count", "--triton-flag=--rate-limit-resource=core:1")
+
+
+def ask_for_cores(repository: Path, count: int) -> None:
+    limit = f"rate_limiter {{ resources [ {{ name: 'core' count: {count} }} ] }}"
+    for model in ("tokenizer", "classifier"):
+        replace(repository / model / "config.pbtxt", "kind: KIND_CPU", f"kind: KIND_CPU\n    {limit}")
+
+
+def test_rate_limiter_serves_within_its_resources(start: Start, changed: Path, server: Server) -> None:
+    ask_for_cores(changed, 1)
+    assert_same_answers(start(*LIMITER), server)
+
+
+def test_rate_limiter_refuses_to_start_what_could_never_run(changed: Path, tmp_path: Path) -> None:
+    ask_for_cores(changed, 2)
+    command = [*serving.command(changed, tmp_path / "triton.log", serving.free_ports()), *LIMITER]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert 'Resource count for \\"core\\" is limited to 1' in run.stderr
+
+
+def model_processes(served: Server, model: str) -> int:
+    """Returns how many processes of `model` the server runs; their command line names the model's file."""
+    needle = f"/{model}/1/model.py"
+    children = [file.read_bytes().replace(b"\0", b" ").decode() for file in Path("/proc").glob("[0-9]*/cmdline")]
+    prefix = f"triton_{served.process.pid}_"
+    return sum(needle in line and prefix in line for line in children)
+
+
+def test_two_instances_with_one_thread_answer_as_one_with_two(start: Start, changed: Path, server: Server) -> None:
+    config = changed / "classifier" / "config.pbtxt"
+    replace(config, "count: 1", "count: 2")
+    replace(config, 'value: { string_value: "2" }', 'value: { string_value: "1" }')
+    served = start()
+    assert (model_processes(served, "classifier"), model_processes(server, "classifier")) == (2, 1)
+    assert_same_answers(served, server)
+
+
+def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, server: Server) -> None:
+    for model in ("tokenizer", "classifier"):
+        config = changed / model / "config.pbtxt"
+        config.write_text(config.read_text().partition("model_warmup")[0])
+    assert_same_answers(start(), server)
+
+
+def test_polling_is_refused_with_a_reason(changed: Path, tmp_path: Path) -> None:
+    command = serving.command(changed, tmp_path / "triton.log", serving.free_ports())
+    run = subprocess.run([*command, "--triton-flag=--model-control-mode=poll"], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "start a second server" in run.stderr
+
+
+def test_explicit_control_stays_closed_to_clients(start: Start) -> None:
+    served = start("--triton-flag=--model-control-mode=explicit", "--triton-flag=--load-model=*")
+    status, answer = serving.post(f"{served.http_url}/v2/repository/models/sentiment/unload", {})
+    assert status == 403, answer
+    assert serving.generate(served, REVIEWS[0])[0] == 200
