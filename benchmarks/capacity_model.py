@@ -5,7 +5,8 @@ contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Spring
 
 Latency over rate, open loop: a single server that takes everything queued, up to the largest batch, each time it is
 free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has no
-closed form for percentiles with such a service time, so it is simulated.
+closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs first
+and is answered at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -112,8 +113,8 @@ def simulate(
     while start < arrivals.size:
         begin_s = max(free_s, arrivals[start])
         stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
-        free_s = begin_s + (service.per_execution_s + seconds[start:stop].sum()) * noise[start]
-        done[start:stop] = free_s
+        done[start:stop] = begin_s + (service.per_execution_s + seconds[start:stop].cumsum()) * noise[start]
+        free_s = done[stop - 1]
         start = stop
     return arrivals, done - arrivals + service.elsewhere_s
 

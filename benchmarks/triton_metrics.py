@@ -11,7 +11,7 @@ STEPS = ("tokenizer", "classifier")
 """The models of the ensemble `sentiment`, in order."""
 ENSEMBLE = "sentiment"
 _TIMEOUT_S = 10
-_LINE = re.compile(r"^((?:nv_inference|sentiment_)\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LINE = re.compile(r"^((?:nv_inference|nv_cache_num_hits_per|sentiment)_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _MODEL = re.compile(r'model="([^"]*)"')
 
 
@@ -67,6 +67,8 @@ class Batching:
     """Of the ensemble itself: handing tensors over, scheduling."""
     mean_ms: float
     """Mean time of a request in the server."""
+    cache_hits: float
+    """Requests that the response cache answered."""
 
 
 def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | None:
@@ -103,6 +105,7 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
         inference_share=inference_us / total_us,
         other_share=1 - (queue_us + tokenizing_us + inference_us) / total_us,
         mean_ms=total_us / requests / 1000,
+        cache_hits=difference(f"nv_cache_num_hits_per_model{{{ENSEMBLE}}}"),
     )
 
 

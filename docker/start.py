@@ -58,7 +58,7 @@ def server_flags() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def command(repository: Path, configuration: str, metrics_address: str) -> list[str]:
+def command(repository: Path, configuration: str, metrics_address: str, response_cache_mib: int = 0) -> list[str]:
     """Returns Triton's command line; its key for the restricted interfaces is kept by nobody."""
     restricted = f"{RESTRICTED_APIS}:{KEY_HEADER}={secrets.token_hex(32)}"
     repositories = [repository, LABELS_REPOSITORY] if configuration == "tensorrt" else [repository]
@@ -69,6 +69,7 @@ def command(repository: Path, configuration: str, metrics_address: str) -> list[
         f"--metrics-address={metrics_address}",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
+        *([f"--cache-config=local,size={response_cache_mib << 20}"] if response_cache_mib else []),
         *server_flags(),
     ]
 
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     option("configuration", "auto", "auto: tensorrt where an engine fits", ["auto", "tensorrt", *WITHOUT_ENGINE])
     option("on-mismatch", "fallback", "when the engine does not fit: serve ONNX, or stop", ["fallback", "stop"])
     option("metrics-address", "127.0.0.1", "the address metrics listen on; only 0.0.0.0 or the monitoring network's")
+    option("response-cache-mib", "0", "memory for the answers to repeated requests; 0 is none")
     parser.add_argument("--print", action="store_true", dest="print_only", help="print the command and end")
     return parser
 
@@ -98,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503  (execvp doe
     for action in parser._actions:  # argparse checks no default that came from the environment
         if action.choices and getattr(args, action.dest) not in action.choices:
             parser.error(f"{action.dest}: {getattr(args, action.dest)!r} came, expected one of {action.choices}")
+    if not args.response_cache_mib.isdecimal():
+        parser.error(f"response_cache_mib: {args.response_cache_mib!r} came, expected a number of MiB")
     repository = Path(args.model_repository)
     try:
         verify(repository)
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503  (execvp doe
         return 1
     if refusal:
         print(f"start.py: {refusal}; serving the configuration {configuration} instead", file=sys.stderr)
-    line = command(repository, configuration, args.metrics_address)
+    line = command(repository, configuration, args.metrics_address, int(args.response_cache_mib))
     if args.print_only:
         print("\n  ".join(line))
         return 0

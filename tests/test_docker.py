@@ -45,8 +45,8 @@ def flags_in(text: str) -> set[str]:
 
 
 def started_flags(configuration: str) -> list[str]:
-    """Returns the command line that start.py makes for `configuration`, without `tritonserver`."""
-    code = f"import start; print(*start.command(start.Path('/models'), {configuration!r}, '127.0.0.1'), sep='\\n')"
+    """Returns the longest command line that start.py makes for `configuration`, without `tritonserver`."""
+    code = f"import start; print(*start.command(start.Path('/models'), {configuration!r}, '127.0.0.1', 64), sep='\\n')"
     environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{DOCKER}"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     program, *arguments = run.stdout.split()
@@ -221,10 +221,16 @@ def test_start_refuses_a_model_that_is_not_the_recorded_one(repository: Path, tm
     assert "sha256" in run.stderr
 
 
-def test_start_names_a_wrong_environment_variable(repository: Path) -> None:
-    run = start(repository, CONFIGURATION="tensorflow")
+@pytest.mark.parametrize(("name", "value"), [("CONFIGURATION", "tensorflow"), ("RESPONSE_CACHE_MIB", "1g")])
+def test_start_names_a_wrong_environment_variable(repository: Path, name: str, value: str) -> None:
+    run = start(repository, **{name: value})
     assert run.returncode == 2
-    assert "'tensorflow' came" in run.stderr
+    assert f"'{value}' came" in run.stderr
+
+
+def test_response_cache_has_no_memory_unless_given(repository: Path) -> None:
+    assert "--cache-config" not in start(repository).stdout
+    assert "--cache-config=local,size=67108864" in start(repository, RESPONSE_CACHE_MIB="64").stdout
 
 
 def machine(**changes: Any) -> engine_manifest.Machine:

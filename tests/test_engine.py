@@ -3,12 +3,15 @@
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 import pytest
+import serving
 from google.protobuf import text_format
 from onnxruntime.quantization import quantize_dynamic
 from tiny_model import REVIEWS
@@ -131,6 +134,58 @@ def test_installed_engine_is_accepted_on_its_machine(plan: EnginePlan, models: P
     engine_manifest.engine_manifest_path(copy).unlink()
     with pytest.raises(engine_manifest.EngineError, match="make engine"):
         engine_manifest.check_engine(copy, here, labels)
+
+
+KILLED_INSTALLATION = """
+import os, signal, sys
+from pathlib import Path
+from export.engine_install import install_engine
+
+folder, text, call = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+(folder / "plan").write_text(text)
+machine = {"tensorrt": "11.4.0", "compute_capability": "9.0", "gpu": "H200"}
+count = 0
+
+def kill(event, arguments):
+    global count
+    writes = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+    if writes or event in ("os.rename", "os.remove"):
+        count += 1
+        if count == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+install_engine(folder / "plan", text.encode(), {"machine": machine, "built": text}, folder / "models", folder / "labels")
+"""
+
+
+def test_killed_installation_leaves_the_old_engine_the_new_one_or_none(models: Path, tmp_path: Path) -> None:
+    here = engine_manifest.Machine(tensorrt="11.4.0", compute_capabilities=("9.0",), gpu="H200", driver="610.1")
+
+    def install(folder: Path, text: str, call: int) -> int:
+        command = [sys.executable, "-c", KILLED_INSTALLATION, str(folder), text, str(call)]
+        return subprocess.run(command, cwd=serving.CHECKOUT).returncode
+
+    outcomes = []
+    for call in range(1, 20):
+        folder = tmp_path / str(call)
+        copy = shutil.copytree(models, folder / "models")
+        assert install(folder, "old", 0) == 0
+        killed = install(folder, "new", call) != 0
+        try:
+            manifest = engine_manifest.check_engine(copy, here, folder / "labels")
+        except engine_manifest.EngineError as error:
+            assert "make engine" in str(error)
+            outcomes.append("none")
+        else:
+            outcomes.append(manifest["built"])
+            assert (copy / engine_manifest.ENGINE_FILE).read_text() == manifest["built"]
+            assert (folder / "labels" / engine_manifest.LABELS_FILE).read_text() == manifest["built"]
+        if not killed:
+            break
+    assert outcomes[0] == "old"
+    assert outcomes[-1] == "new"
+    assert len(outcomes) > 4
 
 
 def test_build_on_this_machine(tiny_checkpoint: Path, tiny_onnx: Path, models: Path, tmp_path: Path) -> None:

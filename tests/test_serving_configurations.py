@@ -4,8 +4,10 @@ The wheel's Triton lacks the native backends. So on the real server a Python mod
 file with the outputs that the configuration names, and everything else of the configuration stays as it is written.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -171,13 +173,9 @@ def use_stand_in(model: Path, configuration: model_config_pb2.ModelConfig, graph
     (model / "1" / "stand-in.onnx").write_bytes(graph)
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS)
-def native_server(
-    request: pytest.FixtureRequest, repository: Path, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[serving.Server]:
-    """The real server under a native configuration, with stand-ins for the native backends."""
-    name = request.param
-    folder = shutil.copytree(repository, tmp_path_factory.mktemp(name) / "model_repository")
+def native_repository(name: str, repository: Path, tiny_onnx: Path, folder: Path) -> Path:
+    """Makes `folder`, a copy of `repository` under a native configuration, with stand-ins for the native backends."""
+    shutil.copytree(repository, folder)
     for model in ("tokenizer", "sentiment"):
         (folder / model / "config.pbtxt").write_text(text_format.MessageToString(config(model, name)))
     whole = onnx.load(tiny_onnx)
@@ -187,6 +185,16 @@ def native_server(
     if name == "tensorrt":
         (folder / "labels").mkdir()
         use_stand_in(folder / "labels", config("labels", name), labels.SerializeToString())
+    return folder
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def native_server(
+    request: pytest.FixtureRequest, repository: Path, tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[serving.Server]:
+    """The real server under a native configuration, with stand-ins for the native backends."""
+    folder = tmp_path_factory.mktemp(request.param) / "model_repository"
+    native_repository(request.param, repository, tiny_onnx, folder)
     started = serving.start(folder, tmp_path_factory.mktemp("log") / "triton.log")
     yield started
     assert started.stop() == 0
@@ -211,3 +219,31 @@ def test_native_configurations_pad_to_a_fixed_width(native_server: serving.Serve
         "input_ids": [1, 64],
         "attention_mask": [1, 64],
     }
+
+
+def executions(served: serving.Server, model: str) -> int:
+    _, answer = serving.get(f"{served.http_url}/v2/models/{model}/stats")
+    return int(json.loads(answer)["model_stats"][0]["execution_count"])
+
+
+def test_padding_rule_lets_requests_of_mixed_lengths_share_an_execution(
+    repository: Path, tiny_onnx: Path, tmp_path: Path
+) -> None:
+    """A native backend takes one width an execution: padded each to its own, these would need a dozen of them."""
+    folder = native_repository("onnxruntime", repository, tiny_onnx, tmp_path / "model_repository")
+    for model in ("tokenizer", "classifier"):
+        changed = read(folder / model / "config.pbtxt")
+        changed.dynamic_batching.max_queue_delay_microseconds = 500_000  # so that all arrive before the first runs
+        if model == "tokenizer":
+            changed.parameters["pad_to_multiple_of"].string_value = "8"
+        (folder / model / "config.pbtxt").write_text(text_format.MessageToString(changed))
+    served = serving.start(folder, tmp_path / "triton.log")
+    try:
+        before = executions(served, "classifier")
+        reviews = ["word " * (1 + 5 * (index % 12)) for index in range(32)]
+        with ThreadPoolExecutor(len(reviews)) as pool:
+            answers = list(pool.map(lambda review: serving.generate(served, review), reviews))
+        assert {status for status, _ in answers} == {200}
+        assert executions(served, "classifier") - before <= 6
+    finally:
+        assert served.stop() == 0
