@@ -91,6 +91,7 @@ def _page(
             _table(_measurements(summaries)),
             "<h2>Batching and where time goes</h2>",
             _table(_batching(summaries)),
+            f"<p>{_COUNTED}</p>",
             "<h2>Locust beside perf_analyzer</h2>",
             _table(_side_by_side(summaries)),
             *(
@@ -114,6 +115,10 @@ def _facts(facts: dict[str, Any]) -> str:
 _MEASUREMENT_COLUMNS = (
     *("measurement", "tool", "loop", "offered/s", "answered/s", "failed", "p50 ms", "p95 ms", "p99 ms", "mean ms"),
     *("in flight", "Little", "generator CPU", "sent late p99 ms"),
+)
+_COUNTED = (
+    "As Triton counts: a request's time ends with its execution, although each is answered as soon as its own reviews have "
+    "run. So under load the mean in the server is above the client's."
 )
 _BATCHING_COLUMNS = (
     *("measurement", "reviews per tokenizer execution", "per classifier execution", "padded / real tokens"),

@@ -66,7 +66,7 @@ class Batching:
     other_share: float
     """Of the ensemble itself: handing tensors over, scheduling."""
     mean_ms: float
-    """Mean time of a request in the server."""
+    """Mean time of a request in the server as Triton counts it, to the end of its execution; it is answered before."""
     cache_hits: float
     """Requests that the response cache answered."""
 
