@@ -50,7 +50,6 @@ START_TIMEOUT_S = 60
 EXIT_TIMEOUT_S = 3  # for requests in flight; Triton waits all of it for an idle keep-alive connection
 CLOSED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 STACK_BYTES = 64 << 20
 """Of each Triton thread. Its HTTP library copies a body of type application/x-www-form-urlencoded, which is what
 `curl -d` sends, to the stack twice: with the usual 8 MiB a text of 5 MB kills the server."""
@@ -275,18 +274,32 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
             preexec_fn=_before_exec,
         )
+        guard = _guard(server.pid, shm_prefix)
         try:
             yield server
         except ServeError as error:
             raise ServeError(f"{error}{_log_errors(options.log_file)}") from error
         finally:
             _stop(server)
+            guard.kill()
+            guard.communicate()
             for region in glob.glob(f"/dev/shm/{shm_prefix}*"):  # a killed Triton leaves them behind
                 os.unlink(region)
 
 
+def _guard(group: int, shm_prefix: str) -> "subprocess.Popen[bytes]":
+    """Returns a shell that ends Triton's process group and its shared memory should this process be killed.
+
+    The pipe that then closes tells it. Triton alone would not do: a model's process that is answering while Triton dies
+    waits for it for ever.
+    """
+    script = 'read _; kill -s KILL -- "-$0"; rm -f "/dev/shm/$1"*'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, str(group), shm_prefix], stdin=subprocess.PIPE, start_new_session=True
+    )
+
+
 def _before_exec() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # Triton dies with this process, however that dies
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
