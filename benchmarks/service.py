@@ -1,7 +1,6 @@
 """The service under test: the one that answers at the URLs, or one that is started for the run and stopped after it."""
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -70,10 +69,12 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
 
 def _refuse_cache(urls: Urls) -> None:
     """Raises ServiceError where answers may come out of the response cache: they would be measured, not the model."""
-    for model in (triton_metrics.ENSEMBLE, *triton_metrics.STEPS):
-        config = json.loads(triton_metrics.get(f"{urls.http}/v2/models/{model}/config"))
-        if config.get("response_cache", {}).get("enable"):
-            raise ServiceError(f"the response cache of {model} is on: turn it off, it would be what is measured")
+    try:
+        metrics = triton_metrics.get(urls.metrics)
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"no metrics at {urls.metrics}, which the report needs: {error}") from error
+    if "nv_cache_num_entries" in metrics:  # there only where the server has a cache
+        raise ServiceError(f"{urls.http} has a response cache, which would be what is measured: start it without one")
 
 
 @contextlib.contextmanager

@@ -72,8 +72,6 @@ class Summary:
                 f"not in a steady state: {self.in_flight:.2f} requests in flight, but rate x mean latency is "
                 f"{self.littles_law_percent:.1f} % off, limit {validity.max_littles_law_percent:g} %"
             )
-        if self.batching and self.batching.cache_hits:
-            reasons.append(f"the response cache answered {self.batching.cache_hits:g} requests: serve without it")
         return reasons
 
     def broken(self, limits: Limits) -> list[str]:

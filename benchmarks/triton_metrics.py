@@ -11,7 +11,7 @@ STEPS = ("tokenizer", "classifier")
 """The models of the ensemble `sentiment`, in order."""
 ENSEMBLE = "sentiment"
 _TIMEOUT_S = 10
-_LINE = re.compile(r"^((?:nv_inference|nv_cache_num_hits_per|sentiment)_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+_LINE = re.compile(r"^((?:nv_inference|sentiment_)\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _MODEL = re.compile(r'model="([^"]*)"')
 
 
@@ -45,6 +45,12 @@ def snapshot(http_url: str, metrics_url: str) -> dict[str, Any]:
     return {"counters": parse(get(metrics_url)), "batches": batches}
 
 
+def instances(http_url: str, model: str) -> int:
+    """Returns how many instances of `model` work side by side; raises OSError."""
+    config = json.loads(get(f"{http_url}/v2/models/{model}/config"))
+    return sum(int(group["count"]) * max(len(group.get("gpus", [])), 1) for group in config["instance_group"])
+
+
 @dataclass(frozen=True)
 class Batching:
     """What the server did between two snapshots; shares are of the ensemble's time from receiving to answering."""
@@ -67,8 +73,6 @@ class Batching:
     """Of the ensemble itself: handing tensors over, scheduling."""
     mean_ms: float
     """Mean time of a request in the server as Triton counts it, to the end of its execution; it is answered before."""
-    cache_hits: float
-    """Requests that the response cache answered."""
 
 
 def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | None:
@@ -105,7 +109,6 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
         inference_share=inference_us / total_us,
         other_share=1 - (queue_us + tokenizing_us + inference_us) / total_us,
         mean_ms=total_us / requests / 1000,
-        cache_hits=difference(f"nv_cache_num_hits_per_model{{{ENSEMBLE}}}"),
     )
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import answers, perf_analyzer, processes, profiles, samples, texts, triton_metrics, verdict
+from benchmarks import answers, perf_analyzer, processes, profiles, samples, texts, verdict
 from benchmarks.profiles import Limits, Load, Profile, ProfileError, Validity
 from benchmarks.samples import OK, Sample
 from benchmarks.search import highest_rate
@@ -89,16 +88,6 @@ def test_broken_limits_are_named(tmp_path: Path, rows: list[Sample], named: str)
 
 def test_a_run_whose_generator_was_the_bottleneck_is_invalid(tmp_path: Path) -> None:
     assert "bottleneck" in measured(tmp_path, steady(0.05), cpu_s=9.0).invalid(VALIDITY)[0]
-
-
-def test_a_run_that_the_response_cache_answered_is_invalid(tmp_path: Path) -> None:
-    counters = {"nv_inference_request_success{sentiment}": 9.0, "nv_inference_request_duration_us{sentiment}": 9e5}
-    hits = triton_metrics.parse('nv_cache_num_hits_per_model{model="sentiment",version="1"} 7\nnv_cache_num_hits 0\n')
-    batching = triton_metrics.batching(
-        {"counters": {}, "batches": {}}, {"counters": {**counters, **hits}, "batches": {}}
-    )
-    summary = replace(measured(tmp_path, steady(0.05)), batching=batching)
-    assert "cache answered 7 requests" in summary.invalid(VALIDITY)[0]
 
 
 def test_a_growing_queue_breaks_littles_law(tmp_path: Path) -> None:
