@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import locust_run, perf_analyzer, processes, profiles, texts, verdict
+from benchmarks import locust_run, perf_analyzer, processes, profiles, texts, triton_metrics, verdict
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
@@ -114,6 +114,7 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
             "seed": options.seed,
         },
         "service_started_here": service.started_here,
+        "classifier_instances": triton_metrics.instances(service.urls.http, "classifier"),
     }
 
 

@@ -73,7 +73,8 @@ def fit(folder: Path) -> Fit:
             f"{folder} has {len(steady)} steady rates and {len(closed)} numbers of users, expected at least "
             f"{_MIN_RATES} and 3: `make bench PROFILE=sweep` measures them"
         )
-    lengths = _lengths(json.loads(run_file.read_text())["texts"])
+    facts = json.loads(run_file.read_text())
+    lengths = _lengths(facts["texts"])
     executions = [_executions(s, folder) for s in steady]
     per_execution_s, per_token_s = capacity_model.fit_execution(
         [reviews for reviews, _ in executions], [total_s for _, total_s in executions], float(lengths.mean())
@@ -81,7 +82,8 @@ def fit(folder: Path) -> Fit:
     elsewhere_s = _elsewhere_s(steady[0])
     points = [(s.offered_per_s, s.p50_ms, s.p99_ms) for s in steady]
     fitted, held_out = points[::2], points[1::2]
-    service = capacity_model.calibrate(Service(per_execution_s, per_token_s, 0.0, elsewhere_s), fitted, lengths)
+    service = Service(per_execution_s, per_token_s, 0.0, elsewhere_s, facts["classifier_instances"])
+    service = capacity_model.calibrate(service, fitted, lengths)
     return Fit(capacity_model.fit_scalability(*zip(*closed, strict=True)), closed, service, lengths, fitted, held_out)
 
 

@@ -3,14 +3,15 @@
 Throughput over users, closed loop: the Universal Scalability Law, X(n) = g n / (1 + s (n - 1) + k n (n - 1)) with
 contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 4).
 
-Latency over rate, open loop: a single server that takes everything queued, up to the largest batch, each time it is
-free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has no
-closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs first
-and is answered at once.
+Latency over rate, open loop: classifier instances that each take everything queued, up to the largest batch, when they
+are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has
+no closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
+first and is answered at once.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,8 @@ class Service:
     """Standard deviation of the logarithm of an execution's time: whatever else the machine does."""
     elsewhere_s: float
     """Added to each request: tokenizing, network, client."""
+    instances: int = 1
+    """Of the classifier; they share one queue."""
 
 
 def fit_execution(reviews: Sequence[Floats], total_s: Sequence[float], mean_tokens: float) -> tuple[float, float]:
@@ -109,12 +112,12 @@ def simulate(
     seconds = random.choice(lengths, arrivals.size) * service.per_token_s
     noise = np.exp(random.normal(0, service.noise, arrivals.size))
     done = np.empty_like(arrivals)
-    start, free_s = 0, 0.0
+    start, free_s = 0, [0.0] * service.instances  # when each instance is free, a heap
     while start < arrivals.size:
-        begin_s = max(free_s, arrivals[start])
+        begin_s = max(heapq.heappop(free_s), arrivals[start])
         stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
         done[start:stop] = begin_s + (service.per_execution_s + seconds[start:stop].cumsum()) * noise[start]
-        free_s = done[stop - 1]
+        heapq.heappush(free_s, float(done[stop - 1]))
         start = stop
     return arrivals, done - arrivals + service.elsewhere_s
 
@@ -138,7 +141,7 @@ def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], len
     best, best_error = base, float("inf")
     for scale in np.linspace(0.8, 1.6, 17):
         for noise in np.linspace(0.0, 0.6, 7):
-            tried = Service(base.per_execution_s, base.per_token_s * scale, float(noise), base.elsewhere_s)
+            tried = replace(base, per_token_s=base.per_token_s * scale, noise=float(noise))
             error = 0.0
             for rate, p50, p99 in measured:
                 ours = percentiles_ms(tried, rate, lengths, duration_s=90.0)
@@ -150,7 +153,8 @@ def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], len
 
 def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:
     """Returns the highest rate, requests a second, at which the simulated p99 is within the limit; 0 if none is."""
-    low, high = 0.0, 1 / (service.per_execution_s / MAX_BATCH + service.per_token_s * float(lengths.mean()))
+    per_review_s = service.per_execution_s / MAX_BATCH + service.per_token_s * float(lengths.mean())
+    low, high = 0.0, service.instances / per_review_s
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         if percentiles_ms(service, middle, lengths)[1] <= p99_limit_ms:

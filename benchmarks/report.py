@@ -117,8 +117,8 @@ _MEASUREMENT_COLUMNS = (
     *("in flight", "Little", "generator CPU", "sent late p99 ms"),
 )
 _COUNTED = (
-    "As Triton counts: a request's time ends with its execution, although each is answered as soon as its own reviews have "
-    "run. So under load the mean in the server is above the client's."
+    "As Triton counts: a request's time ends with its execution, although each is answered as soon as its own reviews "
+    "have run. So under load the mean in the server is above the client's."
 )
 _BATCHING_COLUMNS = (
     *("measurement", "reviews per tokenizer execution", "per classifier execution", "padded / real tokens"),

@@ -12,7 +12,7 @@ from benchmarks.profiles import Load
 from benchmarks.samples import OK, Sample
 from export.repository import REPOSITORY, TOKENIZER_FILE
 
-TRUE = Service(per_execution_s=0.002, per_token_s=5e-5, noise=0.1, elsewhere_s=0.003)
+TRUE = Service(per_execution_s=0.002, per_token_s=1e-4, noise=0.1, elsewhere_s=0.003, instances=2)
 """The replica that the raw files come from."""
 REVIEWS = 64
 WINDOW_S = 40.0
@@ -37,8 +37,13 @@ def sweep(lengths: capacity_model.Floats, tmp_path_factory: pytest.TempPathFacto
         took = users / (40 * users / (1 + 0.2 * (users - 1)))
         rows = [Sample(at, at, at + took, 1, OK) for at in np.arange(0, WINDOW_S, took) for _ in range(users)]
         write(folder, f"users-{users}", "closed", users, rows, float(lengths.mean()))
-    facts = {"profile": "sweep", "texts": {"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED}}
-    (folder / verdict.RUN_FILE).write_text(json.dumps({**facts, "highest_rate_per_s": {"highest-one-review": 70.0}}))
+    facts = {
+        "profile": "sweep",
+        "texts": {"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED},
+        "classifier_instances": TRUE.instances,
+        "highest_rate_per_s": {"highest-one-review": 70.0},
+    }
+    (folder / verdict.RUN_FILE).write_text(json.dumps(facts))
     (folder / verdict.MEMORY_FILE).write_text("time_s,process,pid,rss_bytes\n0.0,triton,1,1000\n1.0,triton,1,1100\n")
     return folder
 
