@@ -7,9 +7,10 @@ Inputs `input_ids`, `attention_mask` int64 (S,), what Triton's ragged batching h
 Everything that treats tokens one by one, which is nearly all the arithmetic of an encoder, runs over (T, D). Attention
 alone, which treats pairs within a review, gathers its (B, L, D) and is masked there.
 
-Two faults of a client must stay that client's own: a row without tokens, whose place in the flat row is its neighbour's,
-and an id that the vocabulary lacks, for which ONNX Runtime fails the whole batch, or, below zero, takes a row from the
-table's end. Both rows get logits that are not a number, never a plausible answer; their neighbours get theirs.
+Two faults of a client must stay that client's own: a row without tokens, whose place in the flat row is its
+neighbour's, and an id that the vocabulary lacks, for which ONNX Runtime fails the whole batch, or, below zero, takes a
+row from the table's end. Both rows get logits that are not a number, never a plausible answer; their neighbours get
+theirs.
 """
 
 import io

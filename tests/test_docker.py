@@ -163,10 +163,12 @@ def test_compose_limits_every_service() -> None:
 @pytest.mark.parametrize(
     ("file", "parameter"), [("config.pbtxt", "num_threads"), ("configs/onnxruntime.pbtxt", "intra_op_thread_count")]
 )
-def test_cpu_limit_is_the_thread_count(file: str, parameter: str) -> None:
+def test_cpu_limit_is_the_threads_of_all_instances(file: str, parameter: str) -> None:
     text = (CHECKOUT / "model_repository/classifier" / file).read_text()
-    parameters = text_format.Parse(text, model_config_pb2.ModelConfig()).parameters
-    assert compose()["services"]["server-cpu"]["cpus"] == int(parameters[parameter].string_value)
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    (group,) = config.instance_group
+    threads = group.count * int(config.parameters[parameter].string_value)
+    assert compose()["services"]["server-cpu"]["cpus"] == threads
 
 
 def test_metrics_address_is_the_one_that_prometheus_asks() -> None:

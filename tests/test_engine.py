@@ -155,7 +155,8 @@ def kill(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(kill)
-install_engine(folder / "plan", text.encode(), {"machine": machine, "built": text}, folder / "models", folder / "labels")
+manifest = {"machine": machine, "built": text}
+install_engine(folder / "plan", text.encode(), manifest, folder / "models", folder / "labels")
 """
 
 
@@ -174,8 +175,7 @@ def test_killed_installation_leaves_the_old_engine_the_new_one_or_none(models: P
         killed = install(folder, "new", call) != 0
         try:
             manifest = engine_manifest.check_engine(copy, here, folder / "labels")
-        except engine_manifest.EngineError as error:
-            assert "make engine" in str(error)
+        except engine_manifest.EngineError:
             outcomes.append("none")
         else:
             outcomes.append(manifest["built"])

@@ -19,6 +19,9 @@ from onnx import TensorProto, helper
 from serving import Server
 from tiny_model import REVIEWS
 
+from benchmarks.doors import Urls
+from benchmarks.service import ServiceError, running
+
 Start = Callable[..., Server]
 
 
@@ -67,7 +70,7 @@ def test_response_cache_is_off_unless_given_memory(server: Server) -> None:
 
 
 def test_response_cache_answers_repeats_without_running_a_step_and_keeps_no_errors(
-    start: Start, server: Server
+    start: Start, server: Server, tmp_path: Path
 ) -> None:
     cached = start("--response-cache-mib=16")
     first, second = (serving.probabilities(cached, [REVIEWS[0]]) for _ in range(2))
@@ -78,6 +81,9 @@ def test_response_cache_answers_repeats_without_running_a_step_and_keeps_no_erro
         status, answer = serving.infer(cached, serving.texts([" "]))
         assert status == 400, answer
     assert cache_hits(cached) == 1
+    urls = Urls(cached.http_url, cached.grpc_url, cached.metrics_url)
+    with pytest.raises(ServiceError, match="has a response cache"), running(urls, tmp_path / "bench.log"):
+        pass
 
 
 def add_version(repository: Path, labels: list[bytes]) -> None:
@@ -168,19 +174,18 @@ def model_processes(served: Server, model: str) -> int:
     return sum(needle in line and prefix in line for line in children)
 
 
-def test_two_instances_with_one_thread_answer_as_one_with_two(start: Start, changed: Path, server: Server) -> None:
+def test_one_instance_with_two_threads_answers_as_two_with_one(start: Start, changed: Path, server: Server) -> None:
     config = changed / "classifier" / "config.pbtxt"
-    replace(config, "count: 1", "count: 2")
-    replace(config, 'value: { string_value: "2" }', 'value: { string_value: "1" }')
+    replace(config, "count: 2", "count: 1")
+    replace(config, 'value: { string_value: "1" }', 'value: { string_value: "2" }')
     served = start()
-    assert (model_processes(served, "classifier"), model_processes(server, "classifier")) == (2, 1)
+    assert (model_processes(served, "classifier"), model_processes(server, "classifier")) == (1, 2)
     assert_same_answers(served, server)
 
 
 def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, server: Server) -> None:
-    for model in ("tokenizer", "classifier"):
-        config = changed / model / "config.pbtxt"
-        config.write_text(config.read_text().partition("model_warmup")[0])
+    config = changed / "tokenizer" / "config.pbtxt"
+    config.write_text(config.read_text().partition("model_warmup")[0])
     assert_same_answers(start(), server)
 
 
