@@ -13,9 +13,9 @@ row from the table's end. Both rows get logits that are not a number, never a pl
 theirs.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -50,12 +50,12 @@ class RaggedClassifier(nn.Module):
         is_right = (lengths > 0) & ((member & ~known[None, :]).sum(1) == 0)  # (B,)
 
         place = torch.arange(ids.shape[0]) - starts[row]  # (T,)
-        column = torch.arange(lengths.max())  # (L,)
+        column = torch.arange(lengths.max())  # type: ignore[call-overload]  # (L,); an int would be fixed in the graph
         mask = column[None, :] < lengths[:, None]  # (B, L)
         grid = (starts[:, None] + column[None, :]).clamp(max=ids.shape[0] - 1)  # (B, L) -> T
         flat = row * mask.shape[1] + place  # (T,) -> B * L
 
-        encoder = self.model.distilbert
+        encoder: Any = self.model.distilbert
         ids = torch.where(known, ids, torch.zeros_like(ids))
         hidden = encoder.embeddings.word_embeddings(ids) + encoder.embeddings.position_embeddings(place)
         hidden = encoder.embeddings.LayerNorm(hidden)  # (T, D)
@@ -67,11 +67,11 @@ class RaggedClassifier(nn.Module):
         logits = self.model.classifier(pooled)
         return torch.where(is_right[:, None], logits, torch.full_like(logits, torch.nan))
 
-    def _attention(self, attention: nn.Module, hidden: Tensor, grid: Tensor, flat: Tensor, mask: Tensor) -> Tensor:
+    def _attention(self, attention: Any, hidden: Tensor, grid: Tensor, flat: Tensor, mask: Tensor) -> Tensor:
         """Returns the attention's output (T, D) for `hidden` (T, D)."""
         dim = hidden.shape[1]
 
-        def heads(linear: nn.Module) -> Tensor:  # (B, heads, L, D / heads)
+        def heads(linear: Any) -> Tensor:  # (B, heads, L, D / heads)
             values: Tensor = linear(hidden)[grid]
             return values.view(grid.shape[0], grid.shape[1], self.num_heads, dim // self.num_heads).transpose(1, 2)
 
@@ -87,18 +87,16 @@ def build(checkpoint: Path, output: Path, labels: Sequence[str]) -> Path:
     """Writes the ragged graph of `checkpoint` in fp32 with the head of every other graph, and returns `output`."""
     model = DistilBertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
     example = (torch.tensor([1, 2, 3, 1, 2]), torch.ones(5, dtype=torch.int64), torch.tensor([[3], [2]]).int())
-    stream = io.BytesIO()
+    output.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
         RaggedClassifier(model).eval(),
         example,
-        stream,
+        output,
         input_names=list(INPUTS),
         output_names=["logits"],
         dynamic_axes={"input_ids": {0: "tokens"}, "attention_mask": {0: "tokens"}, "item_shape": {0: "batch"}},
         opset_version=OPSET,
         dynamo=False,  # the other exporter wants to know how many tokens are padding before it has seen any
     )
-    graph = append_head(onnx.load_from_string(stream.getvalue()), labels, input_limits(checkpoint))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(graph, output)
+    onnx.save(append_head(onnx.load(output), labels, input_limits(checkpoint)), output)
     return output
