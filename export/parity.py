@@ -26,7 +26,6 @@ from tqdm import tqdm
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from export.generated_reviews import generate
-from model_repository.classifier.engine import Engine
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -96,6 +95,8 @@ def _runner(onnx_file: Path, precision: str) -> Callable[[Tokens], dict[str, npt
     """Returns what runs the file where it is served: OpenVINO for int8, ONNX Runtime (in containers) for the others."""
     infer: Callable[..., list[npt.NDArray[Any]]]
     if precision == "int8":
+        from model_repository.classifier.engine import Engine  # the image that builds engines has no OpenVINO
+
         infer = Engine(onnx_file, num_threads=0).run
     else:
         infer = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"]).run

@@ -1,11 +1,13 @@
 """The container files without a Docker engine: lint, schema, files, pins, flags, and the start's decisions."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +308,22 @@ def test_a_broken_engine_manifest_is_refused(repository: Path, tmp_path: Path, c
     engine_manifest.engine_manifest_path(tmp_path).write_text(content)
     with pytest.raises(engine_manifest.EngineError, match="engine"):
         engine_manifest.check_engine(tmp_path, machine(), tmp_path)
+
+
+def test_engine_image_has_every_package_that_building_imports(tmp_path: Path) -> None:
+    """With the packages of requirements-export.txt and no others; TensorRT is the image's own."""
+    names = re.findall(r"^([\w.-]+)==", (DOCKER / "requirements-export.txt").read_text(), re.MULTILINE)
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # CUDA's are not installed beside a CPU's torch
+            files = metadata.files(name) or []
+            for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+                if not (tmp_path / top).exists():
+                    (tmp_path / top).symlink_to(metadata.distribution(name).locate_file(top))
+    modules = ("tensorrt", "parity", "engine_graph", "engine_install", "engine_manifest", "engine_plan")
+    imports = "; ".join(f"import export.{module}" for module in modules) + "; import training.data, training.provenance"
+    environment = {"PYTHONPATH": f"{tmp_path}:{CHECKOUT}", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-S", "-c", imports], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_packages_of_the_server_image_install_and_import(tmp_path: Path) -> None:
