@@ -136,11 +136,12 @@ def test_figures_are_json_that_any_parser_reads(comparison: Comparison) -> None:
     assert json.loads(text)["systems"]["service"]["sustained_per_s"] == [20.0, 20.0]
 
 
-def test_chart_is_a_png(comparison: Comparison, tmp_path: Path) -> None:
+@pytest.mark.parametrize("draw", ["draw", "draw_tokens"])
+def test_chart_is_a_png(comparison: Comparison, tmp_path: Path, draw: str) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from benchmarks.compare import chart
 
-    chart.draw(comparison, tmp_path / "chart.png")
+    getattr(chart, draw)(comparison, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -32,7 +32,7 @@ from benchmarks.compare.results import Comparison
 from benchmarks.compare.systems import CHECKOUT, SYSTEMS, Machine, System, chosen, default_machine
 from benchmarks.peers.served import served_layout
 
-REPORT, CHART = "report.md", "report.png"
+REPORT, CHART, TOKENS_CHART = "report.md", "report.png", "tokens.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = table.markdown(comparison)
     (folder / REPORT).write_text(report)
     chart.draw(comparison, folder / CHART)
+    chart.draw_tokens(comparison, folder / TOKENS_CHART)
     print(report)
-    print(f"Raw files, {REPORT} and {CHART}: {folder}\n")
+    print(f"Raw files, {REPORT}, {CHART} and {TOKENS_CHART}: {folder}\n")
     print(json.dumps(figures(comparison)))
     return 0
 

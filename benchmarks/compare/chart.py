@@ -1,17 +1,23 @@
-"""A comparison as a bar chart: saturated throughput and sustained rate of each system, with the rounds' spread."""
+"""A comparison in pictures: throughput and sustained rate of each system, and what a token costs."""
 
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.compare.results import Comparison, Spread
 
 
-def draw(comparison: Comparison, file: Path) -> None:
-    """Writes the chart to `file` (PNG)."""
+def _pyplot() -> ModuleType:
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # before pyplot: no display is needed
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw(comparison: Comparison, file: Path) -> None:
+    """Writes bars of saturated throughput and sustained rate, with the rounds' spread, to `file` (PNG)."""
+    pyplot = _pyplot()
     results = list(comparison.systems.values())
     names = ["in-process ceiling", *(f"{result.title}\n({result.engine})" for result in results)]
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.6 * len(names)), layout="constrained")
@@ -35,5 +41,20 @@ def draw(comparison: Comparison, file: Path) -> None:
     axes.set_title(f"{comparison.run['threads']} cores of {comparison.run['cpu']}, load generator included")
     figure.legend(loc="outside lower center", ncols=2)
     axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_tokens(comparison: Comparison, file: Path) -> None:
+    """Writes the time of one review against its tokens to `file` (PNG)."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, curve in comparison.curve_ms.items():
+        lengths = sorted(curve)
+        axes.plot(lengths, [curve[tokens] for tokens in lengths], "o-", label=name)
+    axes.set(xlabel="tokens of the review", ylabel="median time [ms], one at a time", xlim=(0, None), ylim=(0, None))
+    axes.set_title("Cost grows with tokens, up to the model's window")
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
