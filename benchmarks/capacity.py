@@ -3,8 +3,8 @@
     python -m benchmarks.capacity --rate 50000 --p99-ms 200                        # the newest sweep
     python -m benchmarks.capacity --rate 500 --results artefacts/bench/sweep-... --startup-s 30
 
-Fits contention over users (Universal Scalability Law) and the time of an execution, calibrates a simulated replica on
-every second rate that was measured, and reports its errors on the rates in between. Then: the highest rate of a replica
+Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput, calibrates
+the noise of a simulated replica on every second rate that was measured, and reports its errors on the rates in between. Then: the highest rate of a replica
 within the p99, replicas for the rate with one to spare, and what happens while one is gone and while new ones start.
 Writes capacity.png into the folder; the last line on stdout is one JSON document. capacity_model.py cites the laws.
 """
@@ -27,7 +27,6 @@ from benchmarks.summary import Summary
 from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder
 
-_INFER_KEY = "nv_inference_compute_infer_duration_us{classifier}"
 _MIN_RATES = 4
 _SCENARIO_S = 180.0
 _EVENT_S = 60.0
@@ -75,14 +74,13 @@ def fit(folder: Path) -> Fit:
         )
     facts = json.loads(run_file.read_text())
     lengths = _lengths(facts["texts"])
-    executions = [_executions(s, folder) for s in steady]
-    per_execution_s, per_token_s = capacity_model.fit_execution(
-        [reviews for reviews, _ in executions], [total_s for _, total_s in executions], float(lengths.mean())
-    )
+    instances = facts["classifier_instances"]
+    saturated_per_s = max(answered for _, answered in closed)
+    per_token_s = capacity_model.time_per_token_s(instances, saturated_per_s, float(lengths.mean()))
     elsewhere_s = _elsewhere_s(steady[0])
     points = [(s.offered_per_s, s.p50_ms, s.p99_ms) for s in steady]
     fitted, held_out = points[::2], points[1::2]
-    service = Service(per_execution_s, per_token_s, 0.0, elsewhere_s, facts["classifier_instances"])
+    service = Service(per_token_s, 0.0, elsewhere_s, instances)
     service = capacity_model.calibrate(service, fitted, lengths)
     return Fit(capacity_model.fit_scalability(*zip(*closed, strict=True)), closed, service, lengths, fitted, held_out)
 
@@ -92,15 +90,6 @@ def _lengths(source: dict[str, Any]) -> Floats:
     reviews = texts.make("imdb", source["reviews"], source["seed"], data)
     encoder = ReviewEncoder(REPOSITORY / TOKENIZER_FILE)
     return np.array([len(row) for row in encoder.encode(reviews)], dtype=np.float64)
-
-
-def _executions(summary: Summary, folder: Path) -> tuple[Floats, float]:
-    """Returns the reviews of each classifier execution, and Triton's sum over reviews of their execution's time."""
-    counters = json.loads((folder / f"{summary.name}.json").read_text())["triton"]
-    total_us = float(counters["after"]["counters"][_INFER_KEY]) - float(counters["before"]["counters"][_INFER_KEY])
-    assert summary.batching is not None
-    sizes = summary.batching.executions_by_reviews["classifier"]
-    return np.repeat(np.array(list(sizes), dtype=np.float64), list(sizes.values())), total_us / 1e6
 
 
 def _elsewhere_s(summary: Summary) -> float:
@@ -200,7 +189,8 @@ def run(options: argparse.Namespace) -> int:
         f"coherence {law.coherence:.5f}"
     )
     print(
-        f"an execution: {1000 * found.service.per_execution_s:.1f} ms + {per_review_ms:.1f} ms a review of mean length"
+        f"a review of mean length: {per_review_ms:.1f} ms in one of {found.service.instances} instances, "
+        f"{1000 * found.service.elsewhere_s:.1f} ms elsewhere; noise {found.service.noise:.2f}"
     )
     for row in errors:
         wrong = 100 * (row["predicted_p99_ms"] / row["measured_p99_ms"] - 1)

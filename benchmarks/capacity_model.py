@@ -4,9 +4,11 @@ Throughput over users, closed loop: the Universal Scalability Law, X(n) = g n / 
 contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 4).
 
 Latency over rate, open loop: classifier instances that each take everything queued, up to the largest batch, when they
-are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with an execution time of a + c x tokens. It has
-no closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
-first and is answered at once.
+are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It has no
+closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
+first and is answered at once. The time a token comes from the utilisation law, instances = throughput x time a review,
+where all are busy (P. J. Denning and J. P. Buzen, ACM Computing Surveys 10, 1978); it so contains what the tokenizer,
+the server and the load generator take of the same cores.
 """
 
 import heapq
@@ -64,7 +66,6 @@ def fit_scalability(users: Sequence[float], throughput_per_s: Sequence[float]) -
 class Service:
     """What the queue needs to know of one replica."""
 
-    per_execution_s: float
     per_token_s: float
     noise: float
     """Standard deviation of the logarithm of an execution's time: whatever else the machine does."""
@@ -74,22 +75,9 @@ class Service:
     """Of the classifier; they share one queue."""
 
 
-def fit_execution(reviews: Sequence[Floats], total_s: Sequence[float], mean_tokens: float) -> tuple[float, float]:
-    """Returns seconds an execution and seconds a token.
-
-    Args:
-        reviews: for each measurement the number of reviews of each execution.
-        total_s: for each measurement the sum over reviews of their execution's time, as Triton counts it.
-        mean_tokens: of a review, truncated.
-    """
-    constant = np.array([batch.sum() for batch in reviews])
-    tokens = np.array([(batch**2).sum() * mean_tokens for batch in reviews])
-    target = np.asarray(total_s)
-    matrix = np.stack([constant, tokens], 1) / target[:, None]
-    (per_execution, per_token), *_ = np.linalg.lstsq(matrix, np.ones_like(target), rcond=None)
-    if per_execution < 0:
-        per_execution, per_token = 0.0, float((target / tokens).mean())
-    return float(per_execution), float(per_token)
+def time_per_token_s(instances: int, saturated_per_s: float, mean_tokens: float) -> float:
+    """Returns seconds a token, from requests a second while all instances are busy and the mean tokens of a review."""
+    return instances / saturated_per_s / mean_tokens
 
 
 def simulate(
@@ -116,7 +104,7 @@ def simulate(
     while start < arrivals.size:
         begin_s = max(heapq.heappop(free_s), arrivals[start])
         stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
-        done[start:stop] = begin_s + (service.per_execution_s + seconds[start:stop].cumsum()) * noise[start]
+        done[start:stop] = begin_s + seconds[start:stop].cumsum() * noise[start]
         heapq.heappush(free_s, float(done[stop - 1]))
         start = stop
     return arrivals, done - arrivals + service.elsewhere_s
@@ -134,27 +122,25 @@ def percentiles_ms(
 
 
 def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], lengths: Floats) -> Service:
-    """Returns `base` with the time a token and the noise at which simulated p50 and p99 are closest to the measured.
+    """Returns `base` with the noise at which simulated p50 and p99 are closest to the measured.
 
     `measured` holds rate, p50 and p99 in ms. Closest: the sum of squared differences of logarithms.
     """
-    best, best_error = base, float("inf")
-    for scale in np.linspace(0.8, 1.6, 17):
-        for noise in np.linspace(0.0, 0.6, 7):
-            tried = replace(base, per_token_s=base.per_token_s * scale, noise=float(noise))
-            error = 0.0
-            for rate, p50, p99 in measured:
-                ours = percentiles_ms(tried, rate, lengths, duration_s=90.0)
-                error += float(np.log(ours[0] / p50) ** 2 + np.log(ours[1] / p99) ** 2)
-            if error < best_error:
-                best, best_error = tried, error
-    return best
+
+    def error(noise: float) -> float:
+        tried = replace(base, noise=noise)
+        ours = [percentiles_ms(tried, rate, lengths) for rate, _, _ in measured]
+        return sum(
+            float(np.log(p50 / one[1]) ** 2 + np.log(p99 / one[2]) ** 2)
+            for (p50, p99), one in zip(ours, measured, strict=True)
+        )
+
+    return replace(base, noise=min(np.linspace(0.0, 0.8, 17).tolist(), key=error))
 
 
 def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:
     """Returns the highest rate, requests a second, at which the simulated p99 is within the limit; 0 if none is."""
-    per_review_s = service.per_execution_s / MAX_BATCH + service.per_token_s * float(lengths.mean())
-    low, high = 0.0, service.instances / per_review_s
+    low, high = 0.0, service.instances / (service.per_token_s * float(lengths.mean()))
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         if percentiles_ms(service, middle, lengths)[1] <= p99_limit_ms:
