@@ -3,9 +3,10 @@
     python -m benchmarks.capacity --rate 50000 --p99-ms 200                        # the newest sweep
     python -m benchmarks.capacity --rate 500 --results artefacts/bench/sweep-... --startup-s 30
 
-Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput, calibrates
-the noise of a simulated replica on every second rate that was measured, and reports its errors on the rates in between. Then: the highest rate of a replica
-within the p99, replicas for the rate with one to spare, and what happens while one is gone and while new ones start.
+Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput,
+calibrates the noise of a simulated replica on every second rate that was measured, and reports its errors on the rates
+in between. Then: the highest rate of a replica within the p99, replicas for the rate with one to spare, and what
+happens while one is gone and while new ones start.
 Writes capacity.png into the folder; the last line on stdout is one JSON document. capacity_model.py cites the laws.
 """
 

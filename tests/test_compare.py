@@ -167,7 +167,8 @@ def comparison(tmp_path: Path) -> Comparison:
     for folder in (tmp_path / "round-1", tmp_path / "round-2"):
         folder.mkdir()
         _write(folder / "ceiling.json", {"reviews_per_s": 50.0, "tokens_per_s": 1.0})
-        _write(folder / "lone.json", [0.010, 0.012])
+        _write(folder / "service.in-process-before.json", [0.010, 0.012])
+        _write(folder / "service.in-process-after.json", [0.010, 0.012])
         for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):
             _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
             _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)

@@ -126,6 +126,7 @@ def test_metrics_tell_tokens_from_padding(server: Server) -> None:
     assert status == 200
     assert re.search(r'^sentiment_classifier_tokens\{kind="review"\} [1-9]', metrics, re.MULTILINE)
     assert 'sentiment_classifier_tokens{kind="padding"}' in metrics
+    assert re.search(r'^sentiment_classifier_batch_reviews_bucket\{le="64"\} [1-9]', metrics, re.MULTILINE)
     assert "sentiment_reviews_filling_window" in metrics
 
 

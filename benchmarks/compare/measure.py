@@ -2,8 +2,9 @@
 
 OUT/run.json                         plan, machine, systems, what was skipped and why, versions, command
 OUT/candidates.json, curve.json      in process, once
-OUT/round-N/ceiling.json, lone.json  in process, each round
+OUT/round-N/ceiling.json             in process, each round
 OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
+OUT/round-N/SYSTEM.in-process-*.json the same lone reviews without a server, right before and after the lone load
 OUT/round-N/SYSTEM.log               what the server printed
 """
 
@@ -28,6 +29,8 @@ from benchmarks.peers.served import served_layout
 
 CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
 SATURATED, LONE, CURVE = "saturated", "lone", "curve"
+IN_PROCESS = ("in-process-before", "in-process-after")
+"""Around the lone load, since the machine's speed drifts by a tenth within minutes."""
 logger = logging.getLogger(__name__)
 
 
@@ -113,7 +116,10 @@ class Bench:
     def _lone(self, system: System, spec: Spec, folder: Path, with_curve: bool) -> None:
         count = self.plan.lone_requests
         lone = replace(spec, texts=self.texts[:count], labels=self.labels[:count])
+        before, after = (folder / f"{system.name}.{part}.json" for part in IN_PROCESS)
+        self.in_process("lone", before, texts=lone.texts)
         self.load(lone, folder / f"{system.name}.{LONE}")
+        self.in_process("lone", after, texts=lone.texts)
         if with_curve:
             points = json.loads((self.out / "curve.json").read_text())
             texts = [point["text"] for point in points for _ in range(self.plan.curve_repeats)]
@@ -162,7 +168,6 @@ def measure(bench: Bench, systems: Sequence[System], skipped: dict[str, str]) ->
         best_limits = {"layout": best["layout"], "grouping": best["grouping"], "length_s": plan.ceiling_s}
         ceiling = bench.in_process("ceiling", folder / "ceiling.json", **best_limits)
         logger.info("round %d of %d: ceiling %.1f reviews/s", number, plan.rounds, ceiling["reviews_per_s"])
-        bench.in_process("lone", folder / "lone.json", texts=bench.texts[: plan.lone_requests])
         for index in order.permutation(len(systems)):
             system = systems[index]
             with_curve = number == 1 and system.name in (SERVICE, SERVICE_GRPC)

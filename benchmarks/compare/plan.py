@@ -65,7 +65,7 @@ class Plan:
         num_candidates = len(layouts(2)) * len(GROUPINGS)
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
-        round_s = num_systems * load_s + max(self.ceiling_s, 2 * pass_s) + 2 * self.lone_requests * LONE_S + START_S
+        round_s = num_systems * load_s + max(self.ceiling_s, 2 * pass_s) + 8 * self.lone_requests * LONE_S + START_S
         return (self.rounds * round_s + num_candidates * max(self.candidate_s, pass_s)) / 60
 
 

@@ -61,6 +61,8 @@ class SystemResult:
     padding_share: Spread
     """Of the tokens run at saturation; empty where the server does not count them."""
     lone_p50_ms: Spread
+    in_process_p50_ms: Spread
+    """Tokenizing and inferring the same lone reviews in process, right before and after."""
     requests: int
     """Of all loads."""
     wrong: int
@@ -76,8 +78,6 @@ class Comparison:
     systems: dict[str, SystemResult]
     ceiling_per_s: Spread
     candidates: list[dict[str, Any]]
-    lone_p50_ms: Spread
-    """In process: tokenizing and inferring one review."""
     curve_ms: dict[str, dict[int, float]]
     """Median time by tokens, `in process` and for each door of the service."""
 
@@ -98,7 +98,6 @@ def read(folder: Path) -> Comparison:
         systems={result.name: result for result in results if result.saturated_per_s.values},
         ceiling_per_s=Spread(tuple(json.loads((r / "ceiling.json").read_text())["reviews_per_s"] for r in rounds)),
         candidates=json.loads((folder / "candidates.json").read_text()),
-        lone_p50_ms=Spread(tuple(1000 * float(np.median(json.loads((r / "lone.json").read_text()))) for r in rounds)),
         curve_ms=curves,
     )
 
@@ -133,6 +132,7 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
         padding_share=_each(tokens, lambda t: t["padding"] / (t["padding"] + t["review"])),
         lone_p50_ms=_each(lone, _p50_ms),
+        in_process_p50_ms=_each(lone, _in_process_p50_ms),
         requests=outcomes.total(),
         wrong=outcomes.pop(WRONG, 0),
         failures={kind: count for kind, count in sorted(outcomes.items()) if kind != OK},
@@ -141,6 +141,12 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
 
 def _each(items: Sequence[Any], figure: Callable[[Any], float]) -> Spread:
     return Spread(tuple(figure(item) for item in items))
+
+
+def _in_process_p50_ms(out: Path) -> float:
+    """Returns the median of the runs before and after the lone load `out`."""
+    files = (out.with_suffix(f".{part}.json") for part in measure.IN_PROCESS)
+    return 1000 * float(np.median([json.loads(file.read_text()) for file in files]))
 
 
 def _p50_ms(out: Path) -> float:

@@ -82,12 +82,12 @@ def _against_ceiling(comparison: Comparison) -> Iterator[Aim]:
 
 
 def _lone(comparison: Comparison) -> Iterator[Aim]:
-    alone = comparison.lone_p50_ms
     for name in (SERVICE, SERVICE_GRPC):
         own = comparison.systems.get(name)
         if own is not None and own.lone_p50_ms.values:
             beyond = (
-                own_ms - 1.15 * its_ms for own_ms, its_ms in zip(own.lone_p50_ms.values, alone.values, strict=False)
+                served_ms - 1.15 * alone_ms
+                for served_ms, alone_ms in zip(own.lone_p50_ms.values, own.in_process_p50_ms.values, strict=True)
             )
             yield Aim(
                 f"p50 at concurrency 1 less 1.15 x in process, {own.title}", Spread(tuple(beyond)), 0.5, False, " ms"

@@ -22,6 +22,9 @@ Ids = npt.NDArray[np.int64]
 
 OUTPUTS = ("label", "score", "probabilities")
 
+BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+"""Reviews: the upper bounds of the histogram of merged executions."""
+
 
 class TritonPythonModel:
     """Runs model.onnx over the reviews of all requests of an execution, in groups of one width."""
@@ -37,13 +40,19 @@ class TritonPythonModel:
         max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
         for size, width in shapes(max_length, self._engine.max_tokens, self._max_group_tokens):
             self._run([np.zeros(width, dtype=np.int64)] * size, width)
-        self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
+        self._token_metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
             name="sentiment_classifier_tokens",
             description="Tokens run by the classifier: those of reviews, and the padding of their groups",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._review_tokens = self._metrics.Metric(labels={"kind": "review"})
-        self._padding_tokens = self._metrics.Metric(labels={"kind": "padding"})
+        self._review_tokens = self._token_metrics.Metric(labels={"kind": "review"})
+        self._padding_tokens = self._token_metrics.Metric(labels={"kind": "padding"})
+        self._batch_metrics = pb_utils.MetricFamily(
+            name="sentiment_classifier_batch_reviews",
+            description="Reviews merged into one execution of the classifier",
+            kind=pb_utils.MetricFamily.HISTOGRAM,
+        )
+        self._batch_reviews = self._batch_metrics.Metric(buckets=BATCH_BUCKETS)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
         """Answers each request as soon as its last row has run, oldest first, and so returns no response for any."""
@@ -67,12 +76,13 @@ class TritonPythonModel:
             num_run += len(group) * width
         self._review_tokens.increment(sum(lengths))  # after the answers, since each call waits for the server
         self._padding_tokens.increment(num_run - sum(lengths))
+        self._batch_reviews.observe(len(rows))
         return [None] * len(requests)
 
     def finalize(self) -> None:
         """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
-        del self._review_tokens, self._padding_tokens
-        del self._metrics
+        del self._review_tokens, self._padding_tokens, self._batch_reviews
+        del self._token_metrics, self._batch_metrics
 
     def _answer(self, rows: Sequence[Ids], width: int) -> list[list[Any] | str]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
