@@ -4,8 +4,8 @@
     python -m benchmarks.capacity --rate 500 --results artefacts/bench/sweep-... --startup-s 30
 
 Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput,
-calibrates the noise of a simulated replica on every second rate that was measured, and reports its errors on the rates
-in between. Then: the highest rate of a replica within the p99, replicas for the rate with one to spare, and what
+calibrates noise and waking of a simulated replica on every second rate that was measured, and reports its errors on the
+rates in between. Then: the highest rate of a replica within the p99, replicas for the rate with one to spare, and what
 happens while one is gone and while new ones start.
 Writes capacity.png into the folder; the last line on stdout is one JSON document. capacity_model.py cites the laws.
 """
@@ -31,8 +31,8 @@ from model_repository.tokenizer.review_text import ReviewEncoder
 _MIN_RATES = 4
 _SCENARIO_S = 180.0
 _EVENT_S = 60.0
-_REPETITIONS = 30
-_BUCKET_S = 3.0
+_REPETITIONS = 100
+_BUCKET_S = 5.0
 
 
 class CapacityError(ValueError):
@@ -81,7 +81,7 @@ def fit(folder: Path) -> Fit:
     elsewhere_s = _elsewhere_s(steady[0])
     points = [(s.offered_per_s, s.p50_ms, s.p99_ms) for s in steady]
     fitted, held_out = points[::2], points[1::2]
-    service = Service(per_token_s, 0.0, elsewhere_s, instances)
+    service = Service(per_token_s, 0.0, elsewhere_s, instances=instances)
     service = capacity_model.calibrate(service, fitted, lengths)
     return Fit(capacity_model.fit_scalability(*zip(*closed, strict=True)), closed, service, lengths, fitted, held_out)
 
@@ -143,8 +143,8 @@ def _scenario(found: Fit, usual_per_s: float, meanwhile_per_s: float, length_s: 
     Requests are spread at random, so each replica of many has Poisson arrivals of its share.
     """
 
-    def rate_per_s(at_s: float) -> float:
-        return meanwhile_per_s if _EVENT_S <= at_s < _EVENT_S + length_s else usual_per_s
+    def rate_per_s(at_s: Floats) -> Floats:
+        return np.where((at_s >= _EVENT_S) & (at_s < _EVENT_S + length_s), meanwhile_per_s, usual_per_s)
 
     peak = max(usual_per_s, meanwhile_per_s)
     runs = [
@@ -180,6 +180,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.capacity_plot import draw
 
     folder = options.results or _newest_sweep()
+    print("fitting and simulating takes about a minute ...", file=sys.stderr)
     found = fit(folder)
     result = plan(found, options.rate, options.p99_ms, options.startup_s)
     measured, errors, law = _measured_highest(folder), _errors(found), found.scalability
@@ -189,9 +190,11 @@ def run(options: argparse.Namespace) -> int:
         f"closed loop: {law.per_user_per_s:.1f}/s for one user, contention {law.contention:.3f}, "
         f"coherence {law.coherence:.5f}"
     )
+    service = found.service
     print(
-        f"a review of mean length: {per_review_ms:.1f} ms in one of {found.service.instances} instances, "
-        f"{1000 * found.service.elsewhere_s:.1f} ms elsewhere; noise {found.service.noise:.2f}"
+        f"a review of mean length: {per_review_ms:.1f} ms in one of {service.instances} instances, "
+        f"{100 * service.waking:.0f} % more where it was idle, {1000 * service.elsewhere_s:.1f} ms elsewhere; "
+        f"noise {service.noise:.1f}"
     )
     for row in errors:
         wrong = 100 * (row["predicted_p99_ms"] / row["measured_p99_ms"] - 1)

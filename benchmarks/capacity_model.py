@@ -6,9 +6,11 @@ contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Spring
 Latency over rate, open loop: classifier instances that each take everything queued, up to the largest batch, when they
 are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It has no
 closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
-first and is answered at once. The time a token comes from the utilisation law, instances = throughput x time a review,
-where all are busy (P. J. Denning and J. P. Buzen, ACM Computing Surveys 10, 1978); it so contains what the tokenizer,
-the server and the load generator take of the same cores.
+first and is answered at once. An execution that finds its instance idle takes longer, since its core slept (a queue in
+which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). The time a token
+comes from the utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P.
+Buzen, ACM Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the
+same cores.
 """
 
 import heapq
@@ -71,6 +73,8 @@ class Service:
     """Standard deviation of the logarithm of an execution's time: whatever else the machine does."""
     elsewhere_s: float
     """Added to each request: tokenizing, network, client."""
+    waking: float = 0.0
+    """Share by which an execution takes longer when its instance was idle."""
     instances: int = 1
     """Of the classifier; they share one queue."""
 
@@ -82,7 +86,7 @@ def time_per_token_s(instances: int, saturated_per_s: float, mean_tokens: float)
 
 def simulate(
     service: Service,
-    rate_per_s: Callable[[float], float],
+    rate_per_s: Callable[[Floats], Floats],
     peak_per_s: float,
     duration_s: float,
     lengths: Floats,
@@ -90,31 +94,36 @@ def simulate(
 ) -> tuple[Floats, Floats]:
     """Returns arrival and latency, in seconds, of each request of a replica under Poisson arrivals of that rate.
 
+    `rate_per_s` takes seconds since the start, many at once, and returns the rate at each.
     `peak_per_s` bounds the rate: arrivals are drawn at it and thinned (Lewis and Shedler, 1979).
     """
     random = np.random.default_rng(seed)
     count = random.poisson(peak_per_s * duration_s)
     arrivals = np.sort(random.uniform(0, duration_s, count))
-    kept = random.uniform(0, peak_per_s, count) < np.array([rate_per_s(at) for at in arrivals])
+    kept = random.uniform(0, peak_per_s, count) < rate_per_s(arrivals)
     arrivals = arrivals[kept]
     seconds = random.choice(lengths, arrivals.size) * service.per_token_s
     noise = np.exp(random.normal(0, service.noise, arrivals.size))
     done = np.empty_like(arrivals)
     start, free_s = 0, [0.0] * service.instances  # when each instance is free, a heap
     while start < arrivals.size:
-        begin_s = max(heapq.heappop(free_s), arrivals[start])
+        free = heapq.heappop(free_s)
+        begin_s = max(free, arrivals[start])
         stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
-        done[start:stop] = begin_s + seconds[start:stop].cumsum() * noise[start]
+        slowed = noise[start] * (1 + service.waking if free < begin_s else 1)
+        done[start:stop] = begin_s + seconds[start:stop].cumsum() * slowed
         heapq.heappush(free_s, float(done[stop - 1]))
         start = stop
     return arrivals, done - arrivals + service.elsewhere_s
 
 
 def percentiles_ms(
-    service: Service, rate_per_s: float, lengths: Floats, duration_s: float = 240.0, seed: int = 0
+    service: Service, rate_per_s: float, lengths: Floats, duration_s: float = 1200.0, seed: int = 0
 ) -> tuple[float, float]:
     """Returns p50 and p99, in ms, at a constant rate."""
-    arrivals, latency_s = simulate(service, lambda _: rate_per_s, rate_per_s, duration_s, lengths, seed)
+    arrivals, latency_s = simulate(
+        service, lambda at: np.full_like(at, rate_per_s), rate_per_s, duration_s, lengths, seed
+    )
     settled = latency_s[arrivals > duration_s / 10] * 1000
     if not settled.size:
         return float("nan"), float("nan")
@@ -122,20 +131,20 @@ def percentiles_ms(
 
 
 def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], lengths: Floats) -> Service:
-    """Returns `base` with the noise at which simulated p50 and p99 are closest to the measured.
+    """Returns `base` with the noise and the waking at which simulated p50 and p99 are closest to the measured.
 
     `measured` holds rate, p50 and p99 in ms. Closest: the sum of squared differences of logarithms.
     """
 
-    def error(noise: float) -> float:
-        tried = replace(base, noise=noise)
-        ours = [percentiles_ms(tried, rate, lengths) for rate, _, _ in measured]
+    def error(tried: Service) -> float:
+        ours = [percentiles_ms(tried, rate, lengths, duration_s=400.0) for rate, _, _ in measured]
         return sum(
             float(np.log(p50 / one[1]) ** 2 + np.log(p99 / one[2]) ** 2)
             for (p50, p99), one in zip(ours, measured, strict=True)
         )
 
-    return replace(base, noise=min(np.linspace(0.0, 0.8, 17).tolist(), key=error))
+    grid = np.linspace(0.0, 0.6, 7).tolist()
+    return min((replace(base, noise=noise, waking=waking) for noise in grid for waking in grid), key=error)
 
 
 def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:

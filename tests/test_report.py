@@ -12,10 +12,10 @@ from benchmarks.profiles import Load
 from benchmarks.samples import OK, Sample
 from export.repository import REPOSITORY, TOKENIZER_FILE
 
-TRUE = Service(per_token_s=1.1e-4, noise=0.1, elsewhere_s=0.003, instances=2)
+TRUE = Service(per_token_s=1.1e-4, noise=0.1, elsewhere_s=0.003, waking=0.2, instances=2)
 """The replica that the raw files come from."""
 REVIEWS = 64
-WINDOW_S = 40.0
+WINDOW_S = 120.0
 PER_USER_PER_S = 35.0
 MOST_USERS = 8
 
@@ -38,7 +38,9 @@ def sweep(lengths: capacity_model.Floats, tmp_path_factory: pytest.TempPathFacto
     """A results folder with six rates and four numbers of users of the replica `TRUE`."""
     folder = tmp_path_factory.mktemp("sweep")
     for rate in (10.0, 20.0, 30.0, 40.0, 50.0, 60.0):
-        arrivals, latency_s = capacity_model.simulate(TRUE, lambda _, r=rate: r, rate, WINDOW_S, lengths, int(rate))
+        arrivals, latency_s = capacity_model.simulate(
+            TRUE, lambda at, r=rate: np.full_like(at, r), rate, WINDOW_S, lengths, int(rate)
+        )
         rows = [Sample(at, at, at + took, 1, OK) for at, took in zip(arrivals, latency_s, strict=True)]
         write(folder, f"rates-{rate:g}", "open", rate, rows, float(lengths.mean()))
     law = capacity_model.Scalability(PER_USER_PER_S, contention(lengths), 0.0)
@@ -58,9 +60,10 @@ def sweep(lengths: capacity_model.Floats, tmp_path_factory: pytest.TempPathFacto
 
 
 def write(folder: Path, name: str, loop: str, level: float, rows: list[Sample], mean_tokens: float) -> None:
-    """Writes one measurement; every execution held one review, and took what `TRUE` says of a mean one."""
+    """Writes one measurement; every execution held one review, and took what `TRUE` says of a mean one
+    that finds its instance idle."""
     samples.write(folder / f"{name}.csv.gz", rows, 0.0)
-    took_us = len(rows) * TRUE.per_token_s * mean_tokens * 1e6
+    took_us = len(rows) * TRUE.per_token_s * mean_tokens * (1 + TRUE.waking) * 1e6
     counters = {
         "nv_inference_request_success{sentiment}": len(rows),
         "nv_inference_request_duration_us{sentiment}": took_us,
