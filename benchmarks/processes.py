@@ -101,17 +101,27 @@ def growth_percent(file: Path, settle_s: float) -> dict[str, float]:
 
     Both ends are medians of ten samples. A process with too few samples after `settle_s` is left out.
     """
-    columns: dict[str, list[tuple[float, int]]] = {}
-    with file.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            columns.setdefault(row["process"], []).append((float(row["time_s"]), int(row["rss_bytes"])))
     growth = {}
-    for name, samples in columns.items():
+    for name, samples in _read_memory(file).items():
         late = [rss for elapsed_s, rss in samples if elapsed_s >= settle_s]
         if len(late) >= 2 * _MEDIAN_OF:
             first, last = _median(late[:_MEDIAN_OF]), _median(late[-_MEDIAN_OF:])
             growth[name] = 100 * (last / first - 1)
     return growth
+
+
+def most_mib(file: Path) -> dict[str, float]:
+    """Returns the most MiB that each process of a memory file was resident with."""
+    return {name: max(rss for _, rss in samples) / 2**20 for name, samples in _read_memory(file).items()}
+
+
+def _read_memory(file: Path) -> dict[str, list[tuple[float, int]]]:
+    """Returns by process the seconds and the resident bytes of each sample."""
+    columns: dict[str, list[tuple[float, int]]] = {}
+    with file.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            columns.setdefault(row["process"], []).append((float(row["time_s"]), int(row["rss_bytes"])))
+    return columns
 
 
 _MEDIAN_OF = 10

@@ -24,11 +24,13 @@ class _Section(BaseModel):
 
 
 class Limits(_Section):
-    """The promise: latencies in ms, failures in percent of the requests."""
+    """The promise: latencies in ms, failures in percent of the requests, memory."""
 
     p50_ms: float = Field(gt=0)
     p99_ms: float = Field(gt=0)
     failures_percent: float = Field(ge=0, le=100)
+    memory_mib: dict[Literal["triton", "tokenizer", "classifier"], Annotated[float, Field(gt=0)]] = {}
+    """Resident at most, each process of that kind; where the processes are out of sight nothing is checked."""
 
 
 class Validity(_Section):

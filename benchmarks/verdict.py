@@ -3,7 +3,7 @@
 Pure functions of summaries, shared by the gate and the report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def judge(summaries: Sequence[Summary], limits: Limits, validity: Validity, prof
                 broken.append(f"{summary.name}: {summary.failures['WrongAnswerError']} wrong answers")
     remarks += disagreements(summaries, validity)
     broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent)
+    broken += memory_excess(folder / MEMORY_FILE, limits.memory_mib)
     return Verdict(broken, remarks)
 
 
@@ -67,6 +68,19 @@ def memory_growth(file: Path, limit_percent: float | None) -> list[str]:
         f"memory: {name} grew by {percent:.1f} %, limit {limit_percent:g} %"
         for name, percent in growth.items()
         if percent > limit_percent
+    ]
+
+
+def memory_excess(file: Path, limits_mib: Mapping[str, float]) -> list[str]:
+    """Returns which processes were resident with more than their limit; nothing where none was watched.
+
+    `limits_mib` goes by step; the instances of a step are "classifier", "classifier 2" and so on.
+    """
+    most = processes.most_mib(file) if file.exists() else {}
+    return [
+        f"memory: {name} held {mib:.0f} MiB, limit {limits_mib[name.split()[0]]:g} MiB"
+        for name, mib in most.items()
+        if mib > limits_mib.get(name.split()[0], float("inf"))
     ]
 
 

@@ -123,6 +123,14 @@ def test_memory_may_grow_by_its_limit_after_it_settled(tmp_path: Path, last_byte
     assert verdict.memory_growth(tmp_path / "memory.csv", 5) == named
 
 
+@pytest.mark.parametrize(("limit_mib", "named"), [(3, []), (2, ["memory: classifier 2 held 3 MiB, limit 2 MiB"])])
+def test_each_process_must_keep_its_memory_limit(tmp_path: Path, limit_mib: float, named: list[str]) -> None:
+    sizes = {"triton": 9, "classifier": 1, "classifier 2": 3}
+    rows = [(0.0, name, place, mib * 2**20) for place, (name, mib) in enumerate(sizes.items())]
+    processes.write_memory(tmp_path / "memory.csv", rows)
+    assert verdict.memory_excess(tmp_path / "memory.csv", {"classifier": limit_mib}) == named
+
+
 def test_memory_that_nobody_watched_is_no_proof(tmp_path: Path) -> None:
     assert "watched" in verdict.memory_growth(tmp_path / "memory.csv", 5)[0]
 
