@@ -71,7 +71,7 @@ def memory_growth(file: Path, limit_percent: float | None) -> list[str]:
     ]
 
 
-def memory_excess(file: Path, limits_mib: Mapping[str, float]) -> list[str]:
+def memory_excess(file: Path, limits_mib: Mapping[Any, float]) -> list[str]:
     """Returns which processes were resident with more than their limit; nothing where none was watched.
 
     `limits_mib` goes by step; the instances of a step are "classifier", "classifier 2" and so on.
