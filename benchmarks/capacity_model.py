@@ -6,8 +6,8 @@ contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Spring
 Latency over rate, open loop: classifier instances that each take everything queued, up to the largest batch, when they
 are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It has no
 closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
-first and is answered at once. An execution that finds its instance idle takes longer, since its core slept (a queue in
-which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). The time a token
+first and is answered at once. An execution that finds its instance idle takes longer, as was seen (a queue in which
+the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). The time a token
 comes from the utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P.
 Buzen, ACM Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the
 same cores.
