@@ -125,6 +125,14 @@ def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison:
     assert service.generator_cores.values == pytest.approx((0.3, 0.3))
 
 
+def test_what_tokens_cost_comes_from_saturation_with_one_length_at_a_time(comparison: Comparison) -> None:
+    (cost,) = (
+        aim for aim in table.aims(comparison) if "saturated, this service" in aim.what and "core time" in aim.what
+    )
+    assert cost.found.values == pytest.approx((0.1, 0.1), rel=0.02)
+    assert cost.holds
+
+
 def test_wrong_answers_are_told_from_other_failures(comparison: Comparison) -> None:
     peer = comparison.systems["litserve-torch"]
     assert peer.wrong == 2
@@ -173,6 +181,8 @@ def comparison(tmp_path: Path) -> Comparison:
             _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
             _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)
             _load(folder / f"{name}.open-080", 2 * sustained_per_s, latency_s=0.1, complete=False)
+        _load(folder / "service.saturated-20", 400, latency_s=0.1, complete=True)
+        _load(folder / "service.saturated-256", 40, latency_s=0.1, complete=True)
         _load(folder / "service.lone", 50, latency_s=0.012, complete=True)
         failed = [Sample(-2.0, -2.0, -1.0, 1, outcome) for outcome in ("wrong answer", "TimeoutError")]
         _load(folder / "litserve-torch.open-090", 1, latency_s=0.3, complete=True, extra=failed)

@@ -121,7 +121,7 @@ def test_concurrent_requests_of_mixed_lengths_share_executions(server: Server) -
 
 def test_metrics_tell_tokens_from_padding(server: Server) -> None:
     generate(server, [REVIEWS[0], "short"])
-    classifier_counts(server)  # the metrics follow the answers too
+    classifier_counts(server)  # it comes to rest after the metrics do
     status, metrics = get(server.metrics_url)
     assert status == 200
     assert re.search(r'^sentiment_classifier_tokens\{kind="review"\} [1-9]', metrics, re.MULTILINE)

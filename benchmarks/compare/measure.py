@@ -5,6 +5,7 @@ OUT/candidates.json, curve.json      in process, once
 OUT/round-N/ceiling.json             in process, each round
 OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
 OUT/round-N/SYSTEM.in-process-*.json the same lone reviews without a server, right before and after the lone load
+OUT/round-N/SYSTEM.saturated-TOKENS.* a saturating load of texts of one length, this service only
 OUT/round-N/SYSTEM.log               what the server printed
 """
 
@@ -28,6 +29,8 @@ from benchmarks.compare.systems import CHECKOUT, PYTHON, SERVICE, SERVICE_GRPC, 
 from benchmarks.peers.served import served_layout
 
 CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
+SHORT_TOKENS, LONG_TOKENS = 20, 256
+"""Lengths that the aim about short texts names."""
 SATURATED, LONE, CURVE = "saturated", "lone", "curve"
 IN_PROCESS = ("in-process-before", "in-process-after")
 """Around the lone load, since the machine's speed drifts by a tenth within minutes."""
@@ -111,7 +114,15 @@ class Bench:
         if saturated.right_per_s:
             highest(plan.ladder, holds)
         if system.is_service:
+            self._one_length(system, closed, folder)
             self._lone(system, replace(spec, in_turn=True), folder, with_curve)
+
+    def _one_length(self, system: System, closed: Spec, folder: Path) -> None:
+        """Saturates with one length at a time: what its tokens cost once requests share what each costs by itself."""
+        texts = {point["tokens"]: point["text"] for point in json.loads((self.out / "curve.json").read_text())}
+        for tokens in (SHORT_TOKENS, LONG_TOKENS):
+            one = replace(closed, texts=[texts[tokens]], labels=[None], window_s=self.plan.one_length_s)
+            self.load(one, folder / f"{system.name}.{one_length(tokens)}")
 
     def _lone(self, system: System, spec: Spec, folder: Path, with_curve: bool) -> None:
         count = self.plan.lone_requests
@@ -124,6 +135,11 @@ class Bench:
             points = json.loads((self.out / "curve.json").read_text())
             texts = [point["text"] for point in points for _ in range(self.plan.curve_repeats)]
             self.load(replace(spec, texts=texts, labels=[None] * len(texts)), folder / f"{system.name}.{CURVE}")
+
+
+def one_length(tokens: int) -> str:
+    """Returns the name of the saturating load of texts of `tokens` tokens."""
+    return f"{SATURATED}-{tokens}"
 
 
 def summarise(out: Path) -> Loaded:

@@ -54,6 +54,8 @@ class Plan:
     """Each layout and grouping that the ceiling is chosen from, once, at least one pass."""
     curve_repeats: int
     """Requests for each length of the curve of time against tokens."""
+    one_length_s: float
+    """Closed loop of texts of one length, for each of two lengths, of this service."""
 
     @property
     def probes(self) -> int:
@@ -66,6 +68,7 @@ class Plan:
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
         round_s = num_systems * load_s + max(self.ceiling_s, 2 * pass_s) + 8 * self.lone_requests * LONE_S + START_S
+        round_s += 2 * 2 * (self.warmup_s + self.one_length_s)
         return (self.rounds * round_s + num_candidates * max(self.candidate_s, pass_s)) / 60
 
 
@@ -86,6 +89,7 @@ DEFAULT = Plan(
     ceiling_s=8,
     candidate_s=3,
     curve_repeats=20,
+    one_length_s=5,
 )
 QUICK = Plan(
     reviews=128,
@@ -100,4 +104,5 @@ QUICK = Plan(
     ceiling_s=3,
     candidate_s=1,
     curve_repeats=5,
+    one_length_s=2,
 )

@@ -60,6 +60,9 @@ class SystemResult:
     """Of the server's CPU time at saturation, in its tokenizer's process; empty for peers."""
     padding_share: Spread
     """Of the tokens run at saturation; empty where the server does not count them."""
+    short_per_s: Spread
+    long_per_s: Spread
+    """At saturation with texts of `measure.SHORT_TOKENS` and `LONG_TOKENS` alone; empty for peers."""
     lone_p50_ms: Spread
     in_process_p50_ms: Spread
     """Tokenizing and inferring the same lone reviews in process, right before and after."""
@@ -113,30 +116,41 @@ def _curve(out: Path, points: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
     name = entry["name"]
-    complete = [r for r in rounds if (r / f"{name}.{measure.SATURATED}.json").exists()]
-    at = [r / f"{name}.{measure.SATURATED}" for r in complete]
+    at = _loads(name, measure.SATURATED, rounds)
+    complete = [out.parent for out in at]
     records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
     tokens = [record["tokens"] for record in records if record["tokens"].get("review")]
     is_service = bool(entry["is_service"])
-    lone = [r / f"{name}.{measure.LONE}" for r in complete if (r / f"{name}.{measure.LONE}.json").exists()]
+    lone = _loads(name, measure.LONE, complete)
     outcomes = _outcomes(name, complete)
     return SystemResult(
         name=name,
         title=entry["title"],
         engine=entry["engine"],
-        saturated_per_s=_each(at, lambda out: measure.summarise(out).right_per_s),
+        saturated_per_s=_each(at, _right_per_s),
         sustained_per_s=_each(complete, lambda r: _sustained(name, r)),
         saturated_p50_ms=_each(at, _p50_ms),
         generator_cores=_each(records, lambda r: r["generator_cpu_s"] / r["wall_s"]),
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
         padding_share=_each(tokens, lambda t: t["padding"] / (t["padding"] + t["review"])),
+        short_per_s=_each(_loads(name, measure.one_length(measure.SHORT_TOKENS), complete), _right_per_s),
+        long_per_s=_each(_loads(name, measure.one_length(measure.LONG_TOKENS), complete), _right_per_s),
         lone_p50_ms=_each(lone, _p50_ms),
         in_process_p50_ms=_each(lone, _in_process_p50_ms),
         requests=outcomes.total(),
         wrong=outcomes.pop(WRONG, 0),
         failures={kind: count for kind, count in sorted(outcomes.items()) if kind != OK},
     )
+
+
+def _loads(name: str, load: str, rounds: Sequence[Path]) -> list[Path]:
+    """Returns the raw files, without their endings, of a system's load in the rounds that have it."""
+    return [out for r in rounds if (out := r / f"{name}.{load}").with_name(f"{out.name}.json").exists()]
+
+
+def _right_per_s(out: Path) -> float:
+    return measure.summarise(out).right_per_s
 
 
 def _each(items: Sequence[Any], figure: Callable[[Any], float]) -> Spread:

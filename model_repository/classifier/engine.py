@@ -46,7 +46,7 @@ class Engine:
             raise ValueError(f"input_ids has {ids.min()} to {ids.max()}, expected 0 to {self.vocab_size - 1}")
         if ids.shape[1] > self.max_tokens:
             raise ValueError(f"input_ids has {ids.shape[1]} tokens, expected at most {self.max_tokens}")
-        outputs = self._request.infer(dict(inputs))
+        outputs = self._request.infer(dict(inputs), share_inputs=True)  # else it copies them first
         return [_as_objects(outputs[name]) for name in names]
 
 

@@ -7,6 +7,7 @@ one response when the last of them has run. A bad request fails alone, also when
 
 from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
 
+import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from engine import Engine
+from execution_metrics import Execution, ExecutionMetrics
 from length_groups import length_groups, shapes
 
 Ids = npt.NDArray[np.int64]
 
 OUTPUTS = ("label", "score", "probabilities")
-
-BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
-"""Reviews: the upper bounds of the histogram of merged executions."""
 
 
 class TritonPythonModel:
@@ -40,49 +39,35 @@ class TritonPythonModel:
         max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
         for size, width in shapes(max_length, self._engine.max_tokens, self._max_group_tokens):
             self._run([np.zeros(width, dtype=np.int64)] * size, width)
-        self._token_metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
-            name="sentiment_classifier_tokens",
-            description="Tokens run by the classifier: those of reviews, and the padding of their groups",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._review_tokens = self._token_metrics.Metric(labels={"kind": "review"})
-        self._padding_tokens = self._token_metrics.Metric(labels={"kind": "padding"})
-        self._batch_metrics = pb_utils.MetricFamily(
-            name="sentiment_classifier_batch_reviews",
-            description="Reviews merged into one execution of the classifier",
-            kind=pb_utils.MetricFamily.HISTOGRAM,
-        )
-        self._batch_reviews = self._batch_metrics.Metric(buckets=BATCH_BUCKETS)
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
+        self._metrics = ExecutionMetrics()
 
-    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[None]:
-        """Answers each request as soon as its last row has run, oldest first, and so returns no response for any."""
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
+        """Answers each request when its last row has run, oldest first.
+
+        What ends with the last group is returned, the rest is sent before: returning costs the server less.
+        """
+        pendings = [_Pending(request) for request in requests]
         rows: list[tuple[Ids, _Pending, int]] = []  # with the request that a row belongs to and its place there
-        for request in requests:
-            pending = _Pending(request.get_response_sender())
-            try:
-                request_rows = _rows(request)
-            except ValueError as error:
-                pending.fail(str(error))
-            else:
-                pending.expect(len(request_rows))
-                rows.extend((row, pending, place) for place, row in enumerate(request_rows))
+        for pending in pendings:
+            request_rows = pending.open()
+            rows.extend((row, pending, place) for place, row in enumerate(request_rows))
         lengths = [len(row) for row, _, _ in rows]
-        num_run = 0
-        for width, group in length_groups(lengths, self._engine.max_tokens, self._max_group_tokens):
+        groups = list(length_groups(lengths, self._engine.max_tokens, self._max_group_tokens))
+        for number, (width, group) in enumerate(groups, start=1):
             answers = self._answer([rows[index][0] for index in group], width)
             for index, answer in zip(group, answers, strict=True):
                 _, pending, place = rows[index]
                 pending.answer(place, answer)
-            num_run += len(group) * width
-        self._review_tokens.increment(sum(lengths))  # after the answers, since each call waits for the server
-        self._padding_tokens.increment(num_run - sum(lengths))
-        self._batch_reviews.observe(len(rows))
-        return [None] * len(requests)
+                if number < len(groups):
+                    pending.send_if_complete()
+        num_run = sum(len(group) * width for width, group in groups)
+        self._metrics.note(Execution(sum(lengths), num_run - sum(lengths), len(rows)))
+        return [pending.response for pending in pendings]
 
     def finalize(self) -> None:
-        """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
-        del self._review_tokens, self._padding_tokens, self._batch_reviews
-        del self._token_metrics, self._batch_metrics
+        """Ends what `initialize` started."""
+        self._metrics.close()
 
     def _answer(self, rows: Sequence[Ids], width: int) -> list[list[Any] | str]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
@@ -124,26 +109,34 @@ def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
 class _Pending:
     """A request whose rows are answered one by one, and which is answered once, when all of them are."""
 
-    def __init__(self, sender: pb_utils.InferenceResponseSender) -> None:
-        self._sender = sender
+    def __init__(self, request: pb_utils.InferenceRequest) -> None:
+        self._request = request
         self._answers: list[list[Any] | str | None] = []
+        self.response: pb_utils.InferenceResponse | None = None
+        """The whole answer, once there is one, until it is sent."""
 
-    def expect(self, num_rows: int) -> None:
-        """Says how many rows there are, at least one."""
-        self._answers = [None] * num_rows
+    def open(self) -> list[Ids]:
+        """Returns the rows to be answered; none for a bad request, whose response is the error."""
+        try:
+            rows = _rows(self._request)
+        except ValueError as error:
+            self.response = _error(str(error))
+            return []
+        self._answers = [None] * len(rows)
+        return rows
 
     def answer(self, place: int, answer: list[Any] | str) -> None:
-        """Takes the outputs of a row, or what went wrong with it; the last one sends the response."""
+        """Takes the outputs of a row, or what went wrong with it; the last one makes the response."""
         self._answers[place] = answer
         if all(one is not None for one in self._answers):
-            self._send(_response([one for one in self._answers if one is not None]))
+            self.response = _response([one for one in self._answers if one is not None])
 
-    def fail(self, message: str) -> None:
-        """Answers with an error."""
-        self._send(_error(message))
-
-    def _send(self, response: pb_utils.InferenceResponse) -> None:
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def send_if_complete(self) -> None:
+        """Sends the response if there is one."""
+        if self.response is not None:
+            sender = self._request.get_response_sender()
+            sender.send(self.response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            self.response = None
 
 
 def _response(answers: Sequence[list[Any] | str]) -> pb_utils.InferenceResponse:
