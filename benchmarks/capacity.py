@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import capacity_model, texts, verdict
+from benchmarks import capacity_model, profiles, texts, verdict
 from benchmarks.bench import RESULTS
 from benchmarks.capacity_model import Floats, Scalability, Service
 from benchmarks.summary import Summary
@@ -65,12 +65,14 @@ def fit(folder: Path) -> Fit:
         raise CapacityError(f"{folder} holds no run: `make bench PROFILE=sweep` makes one")
     one = [s for s in verdict.read_all(folder) if s.load.tool == "locust" and s.load.texts == "imdb"]
     one = [s for s in one if s.load.batch_size == 1 and s.load.protocol == "grpc" and s.batching]
+    validity = profiles.load().validity
+    one = [s for s in one if not s.invalid(validity)]
     closed = sorted(((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed"), key=lambda p: p[0])
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
     if len(steady) < _MIN_RATES or len({users for users, _ in closed}) < 3:
         raise CapacityError(
-            f"{folder} has {len(steady)} steady rates and {len(closed)} numbers of users, expected at least "
+            f"{folder} has {len(steady)} steady rates and {len(closed)} valid numbers of users, expected at least "
             f"{_MIN_RATES} and 3: `make bench PROFILE=sweep` measures them"
         )
     facts = json.loads(run_file.read_text())
