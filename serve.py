@@ -122,7 +122,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FLAG",
-        help="one more flag of tritonserver, as in --triton-flag=--rate-limit=execution_count; may be repeated",
+        help="one more flag of tritonserver, as in --triton-flag=--rate-limit-resource=core:1; may be repeated",
     )
     options = parser.parse_args(argv)
     options.address = "127.0.0.1" if options.address == "localhost" else options.address
@@ -330,6 +330,7 @@ def _arguments(options: argparse.Namespace, shm_prefix: str, package: Path) -> l
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",  # memory for a GPU, which this repository's default does not use
+        "--rate-limit=execution_count",  # else the priorities of the classifier's instances count for nothing
         *_cache_arguments(options.response_cache_mib, package),
         *options.triton_flag,
     ]

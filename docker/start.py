@@ -69,6 +69,8 @@ def command(repository: Path, configuration: str, metrics_address: str, response
         f"--metrics-address={metrics_address}",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
+        # For the priorities of the default configuration's instances; the others have one instance, or one a GPU.
+        *(["--rate-limit=execution_count"] if configuration == "openvino" else []),
         *([f"--cache-config=local,size={response_cache_mib << 20}"] if response_cache_mib else []),
         *server_flags(),
     ]

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.grpc import model_config_pb2
 
 from benchmarks.compare import cpu, measure, results, table
 from benchmarks.compare.__main__ import figures
@@ -14,7 +16,7 @@ from benchmarks.compare.load import arrivals
 from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison, Spread
 from benchmarks.compare.systems import SYSTEMS, TEXT, chosen, default_machine
-from benchmarks.peers.served import served_layout
+from benchmarks.peers.served import CLASSIFIER_CONFIG, served_layout
 from benchmarks.samples import OK, Sample
 from benchmarks.samples import write as write_samples
 
@@ -74,9 +76,9 @@ def test_token_counters_are_read_from_tritons_metrics() -> None:
 
 
 def test_layout_of_the_service_is_read_from_its_configuration(tmp_path: Path) -> None:
-    instances, threads = served_layout()
-    assert instances >= 1
-    assert threads >= 1
+    config = text_format.Parse(CLASSIFIER_CONFIG.read_text(), model_config_pb2.ModelConfig())
+    instances = sum(group.count for group in config.instance_group)
+    assert served_layout() == (instances, int(config.parameters["num_threads"].string_value))
     (tmp_path / "config.pbtxt").write_text('name: "classifier"\n')
     with pytest.raises(ValueError, match="num_threads"):
         served_layout(tmp_path / "config.pbtxt")

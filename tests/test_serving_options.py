@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tiny_model import REVIEWS
 
 from benchmarks.doors import Urls
 from benchmarks.service import ServiceError, running
+from clients import SentimentClient
 
 Start = Callable[..., Server]
 
@@ -144,43 +146,65 @@ def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -
     assert done.index("urgent") < num_waiting / 2, done
 
 
-LIMITER = ("--triton-flag=--rate-limit=execution_count", "--triton-flag=--rate-limit-resource=core:1")
+LIMITER = "--triton-flag=--rate-limit-resource=core:1"
 
 
 def ask_for_cores(repository: Path, count: int) -> None:
-    limit = f"rate_limiter {{ resources [ {{ name: 'core' count: {count} }} ] }}"
-    for model in ("tokenizer", "classifier"):
-        replace(repository / model / "config.pbtxt", "kind: KIND_CPU", f"kind: KIND_CPU\n    {limit}")
+    resources = f"resources [ {{ name: 'core' count: {count} }} ]"
+    replace(repository / "tokenizer" / "config.pbtxt", "KIND_CPU", f"KIND_CPU\n    rate_limiter {{ {resources} }}")
+    classifier = repository / "classifier" / "config.pbtxt"
+    classifier.write_text(classifier.read_text().replace("rate_limiter {", f"rate_limiter {{ {resources}"))
 
 
 def test_rate_limiter_serves_within_its_resources(start: Start, changed: Path, server: Server) -> None:
     ask_for_cores(changed, 1)
-    assert_same_answers(start(*LIMITER), server)
+    assert_same_answers(start(LIMITER), server)
 
 
 def test_rate_limiter_refuses_to_start_what_could_never_run(changed: Path, tmp_path: Path) -> None:
     ask_for_cores(changed, 2)
-    command = [*serving.command(changed, tmp_path / "triton.log", serving.free_ports()), *LIMITER]
+    command = [*serving.command(changed, tmp_path / "triton.log", serving.free_ports()), LIMITER]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 1
     assert 'Resource count for \\"core\\" is limited to 1' in run.stderr
 
 
-def model_processes(served: Server, model: str) -> int:
-    """Returns how many processes of `model` the server runs; their command line names the model's file."""
-    needle = f"/{model}/1/model.py"
-    children = [file.read_bytes().replace(b"\0", b" ").decode() for file in Path("/proc").glob("[0-9]*/cmdline")]
-    prefix = f"triton_{served.process.pid}_"
-    return sum(needle in line and prefix in line for line in children)
+def model_processes(served: Server, model: str) -> list[Path]:
+    """Returns the folders in /proc of the server's processes of `model`; their command line names the model's file."""
+    needles = f"/{model}/1/model.py", f"triton_{served.process.pid}_"
+    children = {file.parent: file.read_text(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline")}
+    return [folder for folder, line in children.items() if all(needle in line for needle in needles)]
+
+
+def cpu_ticks(process: Path) -> int:
+    """Returns the CPU time that a process has used, in clock ticks: utime + stime, proc_pid_stat(5)."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_one_instance_with_two_threads_answers_as_two_with_one(start: Start, changed: Path, server: Server) -> None:
     config = changed / "classifier" / "config.pbtxt"
-    replace(config, "count: 2", "count: 1")
+    config.write_text(re.sub(r",\n  {\n    count: 1  # of four cores.*?\n  }", "", config.read_text(), flags=re.DOTALL))
     replace(config, 'value: { string_value: "1" }', 'value: { string_value: "2" }')
     served = start()
-    assert (model_processes(served, "classifier"), model_processes(server, "classifier")) == (1, 2)
+    assert [len(model_processes(each, "classifier")) for each in (served, server)] == [1, 2]
     assert_same_answers(served, server)
+
+
+def test_lone_reviews_all_go_to_one_classifier_process_and_a_crowd_to_both(server: Server) -> None:
+    def ticks_of_each(num_users: int, reviews: list[str]) -> list[int]:
+        """Returns the CPU time that each process spends on 800 requests, the lowest first."""
+        before = [cpu_ticks(process) for process in processes]
+        with ThreadPoolExecutor(num_users) as pool:
+            list(pool.map(client.predict, [reviews] * 800))
+        return sorted(cpu_ticks(process) - ticks for process, ticks in zip(processes, before, strict=True))
+
+    processes = model_processes(server, "classifier")
+    with SentimentClient(server.grpc_url) as client:
+        idle, busy = ticks_of_each(1, [REVIEWS[0]])
+        assert idle <= 0.1 * busy, (idle, busy)
+        less, more = ticks_of_each(32, [REVIEWS[0]] * 32)
+        assert less >= 0.25 * more, (less, more)
 
 
 def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, server: Server) -> None:

@@ -13,8 +13,8 @@ def served_layout(config_file: Path = CLASSIFIER_CONFIG) -> tuple[int, int]:
         ValueError: the configuration does not say.
     """
     text = config_file.read_text(encoding="utf-8")
-    count = re.search(r"^\s*count: (\d+)", text, re.MULTILINE)
+    counts = re.findall(r"^\s*count: (\d+)", text, re.MULTILINE)  # of each instance group
     threads = re.search(r'key: "(?:intra_op_)?num_threads"\s*value: \{ string_value: "(\d+)"', text)
-    if not count or not threads:
+    if not counts or not threads:
         raise ValueError(f"{config_file}: expected `count: N` and a parameter num_threads")
-    return int(count[1]), int(threads[1])
+    return sum(map(int, counts)), int(threads[1])
