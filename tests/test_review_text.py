@@ -102,6 +102,29 @@ def test_truncation_side_is_the_files(tmp_path: Path, direction: str, kept: str)
     assert encoder.max_length == len(row) == 8
 
 
+@pytest.fixture(scope="module", params=["left", "right"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ReviewEncoder, Tokenizer]:
+    """The encoder and the library's tokenizer, which reads every text to its end."""
+    file = write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json", 8, request.param)
+    return ReviewEncoder(file), Tokenizer.from_file(str(file))
+
+
+@given(st.text(st.sampled_from(" \t\n\x00\x1c\xa0ab!\u0301\u4e2d[SEP]<br>"), max_size=60))
+def test_leaving_out_what_truncation_drops_changes_no_token(both: tuple[ReviewEncoder, Tokenizer], review: str) -> None:
+    encoder, tokenizer = both
+    assert encoder.encode([review]) == [tokenizer.encode(clean(review)).ids]
+
+
+def test_only_the_part_that_fits_the_window_is_tokenized(
+    both: tuple[ReviewEncoder, Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, seen = both[0], []
+    encode = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda texts: seen.extend(texts) or encode(texts))
+    assert len(encoder.encode(["a good film " * 10_000])[0]) == encoder.max_length
+    assert len(" ".join(seen)) < 100
+
+
 def test_file_without_truncation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sets no truncation"):
         ReviewEncoder(write_tokenizer(tmp_path / "tokenizer.json", max_length=None))

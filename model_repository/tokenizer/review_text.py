@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 MAX_REVIEW_BYTES = 1 << 20
 """Largest review accepted, in UTF-8 bytes. The longest of IMDb's 100,000 reviews has about 14,000; a megabyte costs
@@ -70,12 +72,36 @@ class ReviewEncoder:
             )
         self.max_length: int = truncation["max_length"]
         self._num_special_tokens: int = self._tokenizer.num_special_tokens_to_add(False)
+        self._keeps_end = truncation["direction"] == "left"
+        bert = (self._tokenizer.normalizer, BertNormalizer), (self._tokenizer.pre_tokenizer, BertPreTokenizer)
+        self._spaces_end_words = all(isinstance(part, kind) for part, kind in bert)
         self._tokenizer.no_padding()
 
     def encode(self, reviews: Sequence[str]) -> list[list[int]]:
         """Returns B rows of input ids, [CLS] ... [SEP], each 2 to `max_length` tokens long, in one batched call."""
-        encodings = self._tokenizer.encode_batch_fast([clean(review) for review in reviews])
-        return [encoding.ids for encoding in encodings]
+        texts = [clean(review) for review in reviews]
+        parts = [self._part_in_window(text) for text in texts]
+        rows = self._encode(parts)
+        # A part that leaves room in the window has words without any token: then what was cut off counts too.
+        for index, (row, part, text) in enumerate(zip(rows, parts, texts, strict=True)):
+            if len(row) < self.max_length and len(part) < len(text):
+                rows[index] = self._encode([text])[0]
+        return rows
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def _part_in_window(self, text: str) -> str:
+        """Returns as many words of `text`, from the end that truncation keeps, as the window has tokens at most.
+
+        A word is what stands between two spaces, and has one token at least unless it is empty or control characters
+        alone. BERT's normaliser and splitter never look across a space, so the part's tokens are those of the whole.
+        """
+        if not self._spaces_end_words or text.count(" ") < self.max_length:
+            return text
+        if self._keeps_end:
+            return " ".join(text.rsplit(" ", self.max_length)[1:])
+        return " ".join(text.split(" ", self.max_length)[:-1])
 
     def is_empty(self, row: Sequence[int]) -> bool:
         """Says whether an encoded row holds special tokens only: an empty, blank or control-character review."""

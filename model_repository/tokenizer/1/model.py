@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from review_text import ReviewEncoder, ReviewError, decode, fixed_widths, pad
+from window_metric import WindowMetric
 
 # The encoder's threads would only take cores from the classifier, which needs twenty times as long per review.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,12 +34,7 @@ class TritonPythonModel:
         self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
         multiple = json.loads(args["model_config"])["parameters"].get("pad_to_multiple_of")
         self._widths = fixed_widths(int(multiple["string_value"]), self._encoder.max_length) if multiple else []
-        self._metrics = pb_utils.MetricFamily(  # kept, since its metrics die with it
-            name="sentiment_reviews_filling_window",
-            description="Reviews whose tokens fill the model's window: nearly all of them were truncated",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._window_filled = self._metrics.Metric()
+        self._metric = WindowMetric()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Returns one response per request: tokens, or an error that names its bad rows."""
@@ -50,15 +46,12 @@ class TritonPythonModel:
         for texts, problems in decoded:
             responses.append(self._respond(rows[start : start + len(texts)], problems, width))
             start += len(texts)
-        filling_window = sum(len(row) == self._encoder.max_length for row in rows)
-        if filling_window:  # each call waits for the server
-            self._window_filled.increment(filling_window)
+        self._metric.note(sum(len(row) == self._encoder.max_length for row in rows))
         return responses
 
     def finalize(self) -> None:
-        """Lets go of the metrics before the interpreter does, in whose wrong order this process would crash."""
-        del self._window_filled
-        del self._metrics
+        """Ends what `initialize` started."""
+        self._metric.close()
 
     def _respond(
         self, rows: Sequence[Sequence[int]], problems: dict[int, str], width: int | None
