@@ -18,8 +18,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 MAX_REVIEW_BYTES = 1 << 20
-"""Largest review accepted, in UTF-8 bytes. The longest of IMDb's 100,000 reviews has about 14,000; a megabyte costs
-the tokenizer some 0.3 s of one core, ten would hold up everybody else for seconds."""
+"""Largest review accepted, in UTF-8 bytes. The longest of IMDb's 100,000 reviews has about 14,000; a megabyte
+without a space costs the tokenizer some 0.3 s of one core, ten would hold up everybody else for seconds."""
 
 # `<br />` makes up all but some 20 of the 101,890 tags in IMDb's training split; the others are <i>, <em>, <hr>.
 # Named tags only: "<sigh>" or "I <3 it" are the reviewer's own words and stay.
