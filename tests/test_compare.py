@@ -76,9 +76,14 @@ def test_token_counters_are_read_from_tritons_metrics() -> None:
 
 
 def test_layout_of_the_service_is_read_from_its_configuration(tmp_path: Path) -> None:
+    assert min(served_layout()) >= 1
     config = text_format.Parse(CLASSIFIER_CONFIG.read_text(), model_config_pb2.ModelConfig())
-    instances = sum(group.count for group in config.instance_group)
-    assert served_layout() == (instances, int(config.parameters["num_threads"].string_value))
+    del config.instance_group[:]
+    for count in (1, 3):
+        config.instance_group.add(count=count)
+    config.parameters["num_threads"].string_value = "2"
+    (tmp_path / "config.pbtxt").write_text(str(config))
+    assert served_layout(tmp_path / "config.pbtxt") == (4, 2)
     (tmp_path / "config.pbtxt").write_text('name: "classifier"\n')
     with pytest.raises(ValueError, match="num_threads"):
         served_layout(tmp_path / "config.pbtxt")
