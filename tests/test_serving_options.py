@@ -184,7 +184,7 @@ def cpu_ticks(process: Path) -> int:
 
 def test_one_instance_with_two_threads_answers_as_two_with_one(start: Start, changed: Path, server: Server) -> None:
     config = changed / "classifier" / "config.pbtxt"
-    config.write_text(re.sub(r",\n  {\n    count: 1  # of four cores.*?\n  }", "", config.read_text(), flags=re.DOTALL))
+    config.write_text(re.sub(r",\n  {\n    count: 1  # on four cores.*?\n  }", "", config.read_text(), flags=re.DOTALL))
     replace(config, 'value: { string_value: "1" }', 'value: { string_value: "2" }')
     served = start()
     assert [len(model_processes(each, "classifier")) for each in (served, server)] == [1, 2]

@@ -11,7 +11,10 @@ REPORT_INTERVAL_S = 0.1
 
 
 class WindowMetric:
-    """Counts from a thread of its own: each call waits for the server, and no answer may wait for it."""
+    """Counts from a thread of its own: each call waits for the server, and no answer may wait for it.
+
+    The classifier's metrics do likewise; they share no code because Triton gives a model only its own folder to import.
+    """
 
     def __init__(self) -> None:
         """Adds the counter to the server's metrics and starts the thread, which `close` ends."""
