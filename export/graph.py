@@ -3,9 +3,10 @@
 B reviews, T tokens, C labels. Inputs `input_ids`, `attention_mask` int64 (B, T); outputs `logits`, `probabilities`
 float32 (B, C), `score` float32 (B, 1), `label` string (B, 1).
 
-optimum exports the encoder. NNCF quantises it, since optimum's quantiser either takes activation ranges from each batch
-or, static, loses 3 % of the labels. The head (softmax, score, label) is appended here: optimum's export ends at the
-logits, and the head must stay in fp32 and be the same, once, in every precision.
+optimum exports the encoder; its last layer is cut down to the token that is read. NNCF quantises it, since optimum's
+quantiser either takes activation ranges from each batch or, static, loses 3 % of the labels. The head (softmax, score,
+label) is appended here: optimum's export ends at the logits, and the head must stay in fp32 and be the same, once, in
+every precision.
 """
 
 import json
@@ -25,7 +26,9 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from optimum.exporters.onnx import onnx_export_from_model
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from export.first_token import keep_first_token
 from export.generated_reviews import generate
+from export.quantized_graph import rewrite
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -140,11 +143,13 @@ def build(
         encoder = export_encoder(checkpoint, Path(scratch))
         for precision in precisions:
             model = onnx.load(encoder)
-            if precision == "fp16":
-                model = to_fp16(model)
-            elif precision == "int8":
+            if precision == "int8":
                 rows = ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews)
-                model = to_int8(model, [pad([row]) for row in rows])  # each by itself: padding is no text
+                quantised = to_int8(model, [pad([row]) for row in rows])  # each by itself: padding is no text
+                model = rewrite(keep_first_token(quantised))
+            else:
+                model = keep_first_token(model)
+                model = to_fp16(model) if precision == "fp16" else model
             folder = output / precision
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)

@@ -17,6 +17,7 @@ from export.generated_reviews import LENGTH_QUANTILES, generate
 from export.repository import MODEL_FILE, RepositoryError, verify
 
 LABELS = ["negative", "positive"]
+pytestmark = pytest.mark.usefixtures("exact_engine")
 
 
 @pytest.fixture(scope="module")
