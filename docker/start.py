@@ -1,7 +1,7 @@
 """Starts Triton in the container: picks the configuration that this machine can serve, then becomes the server.
 
     python3 docker/start.py --configuration auto      # TensorRT with a fitting engine, else ONNX Runtime
-    python3 docker/start.py --configuration openvino  # CPU nodes: config.pbtxt, the configuration of a laptop
+    python3 docker/start.py --configuration cpu       # CPU nodes: config.pbtxt, the configuration of a laptop
     python3 docker/start.py --configuration tensorrt --on-mismatch stop
     python3 docker/start.py --print                   # show the command, start nothing
 
@@ -25,8 +25,8 @@ FOLDER = Path(__file__).resolve().parent
 LABELS_REPOSITORY = FOLDER / "tensorrt"
 """The last step of the TensorRT configuration: a plan cannot hold the label strings."""
 
-WITHOUT_ENGINE = ("openvino", "onnxruntime")
-"""Configurations that run model.onnx. No file is named `openvino`, so each model takes its config.pbtxt."""
+WITHOUT_ENGINE = ("cpu", "onnxruntime")
+"""Configurations that run model.onnx. No file is named `cpu`, so each model takes its config.pbtxt."""
 
 RESTRICTED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
@@ -70,7 +70,7 @@ def command(repository: Path, configuration: str, metrics_address: str, response
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         # For the priorities of the default configuration's instances; the others have one instance, or one a GPU.
-        *(["--rate-limit=execution_count"] if configuration == "openvino" else []),
+        *(["--rate-limit=execution_count"] if configuration == "cpu" else []),
         *([f"--cache-config=local,size={response_cache_mib << 20}"] if response_cache_mib else []),
         *server_flags(),
     ]

@@ -126,14 +126,14 @@ def test_image_pins_agree_with_the_project_and_are_hashed(name: str) -> None:
         assert "--hash=sha256:" in block, block.splitlines()[0]
 
 
-@pytest.mark.parametrize("configuration", ["openvino", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("configuration", ["cpu", "onnxruntime", "tensorrt"])
 def test_every_server_flag_exists_in_the_release_and_is_explained(configuration: str) -> None:
     used = {argument.partition("=")[0] for argument in started_flags(configuration)}
     assert used <= flags_in((DOCKER / "known-flags.txt").read_text())
     explained = re.findall(
         r"^\| `(--[a-z-]+)(?:=([^`]*))?` \| (.+) \|$", (DOCKER / "README.md").read_text(), re.MULTILINE
     )
-    explained = [entry for entry in explained if configuration == "openvino" or "only for `openvino`" not in entry[2]]
+    explained = [entry for entry in explained if configuration == "cpu" or "only for `cpu`" not in entry[2]]
     assert {flag for flag, _, _ in explained} == used
     given = set(started_flags(configuration))
     assert {f"{flag}={value}" for flag, value, _ in explained if value} <= given
@@ -203,11 +203,11 @@ def test_start_without_an_engine_serves_onnx_and_says_so(repository: Path) -> No
 
 
 def test_start_serves_the_configuration_of_cpu_nodes_without_looking_for_an_engine(repository: Path) -> None:
-    run = start(repository, CONFIGURATION="openvino", ON_MISMATCH="stop")
+    run = start(repository, CONFIGURATION="cpu", ON_MISMATCH="stop")
     assert (run.returncode, run.stderr) == (0, "")
-    assert "--model-config-name=openvino" in run.stdout
+    assert "--model-config-name=cpu" in run.stdout
     for model in ("tokenizer", "classifier", "sentiment"):
-        assert not (repository / model / "configs" / "openvino.pbtxt").exists(), "config.pbtxt is the one meant"
+        assert not (repository / model / "configs" / "cpu.pbtxt").exists(), "config.pbtxt is the one meant"
 
 
 def test_start_stops_when_told_so_instead_of_serving_something_else(repository: Path) -> None:
@@ -339,9 +339,10 @@ def test_packages_of_the_server_image_install_and_import(tmp_path: Path) -> None
     subprocess.run([python, "-m", *arguments], check=True, capture_output=True)
     steps = f"{CHECKOUT}/model_repository/tokenizer:{CHECKOUT}/model_repository/classifier"
     environment = {"PYTHONPATH": f"{tmp_path}/packages:{steps}"}
-    subprocess.run([python, "-c", "import engine, review_text"], env=environment, check=True)
+    subprocess.run([python, "-c", "import engine, onnxruntime, openvino, review_text"], env=environment, check=True)
     assert sorted(path.name for path in (tmp_path / "packages").glob("*.dist-info")) == [
         "numpy-1.26.4.dist-info",
+        "onnxruntime-1.32.0.dist-info",
         "openvino-2026.4.1.dist-info",
         "tokenizers-0.22.2.dist-info",
     ]

@@ -118,9 +118,9 @@ def test_version_policy_decides_which_classifier_answers(
 
 
 def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -> None:
-    levels = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
+    levels = "dynamic_batching { priority_levels: 2 default_priority_level: 2 "
     for model in ("tokenizer", "classifier"):
-        replace(changed / model / "config.pbtxt", "dynamic_batching { }", levels)
+        replace(changed / model / "config.pbtxt", "dynamic_batching { ", levels)
     served = start()
     num_waiting = 20
     done: list[object] = []

@@ -29,16 +29,17 @@ class TritonPythonModel:
     """Runs model.onnx over the reviews of all requests of an execution, in groups of one width."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens model.onnx in the version directory and runs every shape once: a broken model fails to load, and no
-        review is the first of its shape."""
+        """Opens model.onnx in the version directory and runs it before any review comes: a broken model fails to load,
+        and no review waits for what only a first run does."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self._max_group_tokens = int(parameters["max_group_tokens"])
         model_dir = Path(args["model_repository"])
-        self._engine = Engine(model_dir / args["model_version"] / "model.onnx", int(parameters["num_threads"]))
+        model_file = model_dir / args["model_version"] / "model.onnx"
+        self._engine = Engine(model_file, int(parameters["num_threads"]), parameters["runtime"])
+        pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._engine.runtime}")
         max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
-        for size, width in shapes(max_length, self._engine.max_tokens, self._max_group_tokens):
-            self._run([np.zeros(width, dtype=np.int64)] * size, width)
+        self._run_each_shape(list(shapes(max_length, self._engine.max_tokens, self._max_group_tokens)))
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
         self._metrics = ExecutionMetrics()
 
@@ -68,6 +69,13 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Ends what `initialize` started."""
         self._metrics.close()
+
+    def _run_each_shape(self, rectangles: Sequence[tuple[int, int]]) -> None:
+        """Runs every (reviews, width) once, or where none needs it the largest alone, so that memory is taken now."""
+        if not self._engine.prepares_each_shape:
+            rectangles = [max(rectangles, key=lambda rectangle: rectangle[0] * rectangle[1])]
+        for size, width in rectangles:
+            self._run([np.zeros(width, dtype=np.int64)] * size, width)
 
     def _answer(self, rows: Sequence[Ids], width: int) -> list[list[Any] | str]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
