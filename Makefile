@@ -86,9 +86,18 @@ PEER_ENVIRONMENTS := $(PEERS:%=.venv-peer-%/.ready)
 	@.venv-peer-$*/bin/pip install --quiet -r benchmarks/peers/requirements-$*.txt
 	@touch $@
 
-bench-compare: $(BENCH_VENV)/.ready ## This service beside LitServe, Ray Serve, ... (COMPARE_ARGS=--quick)
+# The torch peers need a checkpoint: CHECKPOINT if it is named or there, else one made from the shipped model.
+SHIPPED := artefacts/shipped
+PEER_CHECKPOINT := $(if $(filter-out file,$(origin CHECKPOINT))$(wildcard $(CHECKPOINT)/model.safetensors),$(CHECKPOINT),$(SHIPPED))
+
+$(SHIPPED)/model.safetensors: model_repository/classifier/1/model.onnx | $(DEV_VENV)/.ready
+	@echo "Making $(SHIPPED) from the shipped model ..."
+	@rm -rf $(SHIPPED)
+	@$(DEV_VENV)/bin/python -m export.checkpoint --output $(SHIPPED)
+
+bench-compare: $(BENCH_VENV)/.ready $(PEER_CHECKPOINT)/model.safetensors ## This service beside LitServe, Ray Serve, ... (COMPARE_ARGS=--quick)
 	-@$(MAKE) --no-print-directory --keep-going $(PEER_ENVIRONMENTS)
-	@$(BENCH_VENV)/bin/python -m benchmarks.compare --serve-python $(BENCH_VENV)/bin/python --checkpoint $(CHECKPOINT) $(COMPARE_ARGS)
+	@$(BENCH_VENV)/bin/python -m benchmarks.compare --serve-python $(BENCH_VENV)/bin/python --checkpoint $(PEER_CHECKPOINT) $(COMPARE_ARGS)
 
 clean: ## Delete the environments and caches (never artefacts)
 	rm -rf $(SERVE_VENV) $(DEV_VENV) $(BENCH_VENV) .venv-peer-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,7 +39,17 @@ from benchmarks.texts import TextSource
 RESULTS = CHECKOUT / "artefacts" / "bench"
 SATURATING_REVIEWS = 64
 """In flight while the search looks for the saturated throughput it starts from."""
-_PACKAGES = ("locust", "tritonclient", "nvidia-pytriton", "openvino", "tokenizers", "numpy", "gevent", "grpcio")
+_PACKAGES = (
+    "locust",
+    "tritonclient",
+    "nvidia-pytriton",
+    "openvino",
+    "onnxruntime",
+    "tokenizers",
+    "numpy",
+    "gevent",
+    "grpcio",
+)
 
 
 class Bench:

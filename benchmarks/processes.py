@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from model_repository.classifier.engine import choose
+
 PERIOD_S = 1.0
 MEMORY_COLUMNS = ("time_s", "process", "pid", "rss_bytes")
 
@@ -132,7 +134,7 @@ def _median(values: list[int]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the figures depend on: processor, cores, memory, system."""
+    """Returns what the figures depend on: processor, the classifier's runtime on it, cores, memory, system."""
     import platform
 
     model = platform.processor()
@@ -142,6 +144,7 @@ def machine() -> dict[str, Any]:
     cores = len(psutil.Process().cpu_affinity() or []) or psutil.cpu_count()
     return {
         "cpu": model,
+        "runtime": choose(),
         "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),

@@ -31,6 +31,7 @@ from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison
 from benchmarks.compare.systems import CHECKOUT, SYSTEMS, Machine, System, chosen, default_machine
 from benchmarks.peers.served import served_layout
+from model_repository.classifier.engine import choose
 
 REPORT, CHART, TOKENS_CHART = "report.md", "report.png", "tokens.png"
 
@@ -117,6 +118,7 @@ def _describe(
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
         "cpu": _cpu_model(),
+        "runtime": choose(),
         "threads": machine.threads,
         "python": platform.python_version(),
         "plan": asdict(plan),

@@ -102,7 +102,8 @@ def markdown(comparison: Comparison) -> str:
     run = comparison.run
     parts = [
         f"# Comparison of {run['date']}",
-        f"{run['threads']} cores of {run['cpu']}, {run['plan']['reviews']} reviews, {run['plan']['rounds']} rounds, "
+        f"{run['threads']} cores of {run['cpu']}, shipped model in {run.get('runtime', 'openvino')}, "
+        f"{run['plan']['reviews']} reviews, {run['plan']['rounds']} rounds, "
         f"`{run['command']}`. Medians of the rounds, in brackets lowest..highest. Saturated: {run['plan']['users']} "
         "users in a closed loop. Sustained: highest open-loop rate at which 99 % of the requests are answered rightly "
         "within 200 ms. The load generator runs on the same cores.",
