@@ -116,7 +116,8 @@ def test_concurrent_requests_of_mixed_lengths_share_executions(server: Server) -
         list(pool.map(lambda request: client.infer("sentiment", [request]), requests))
     after = classifier_counts(server)
     assert after["inference_count"] - before["inference_count"] == 300
-    assert after["execution_count"] - before["execution_count"] < 300
+    # Merged, but four at most: more would wait for each other in one instance while the other has nothing to do.
+    assert 300 / 4 <= after["execution_count"] - before["execution_count"] < 300
 
 
 def test_metrics_tell_tokens_from_padding(server: Server) -> None:
@@ -131,6 +132,6 @@ def test_metrics_tell_tokens_from_padding(server: Server) -> None:
 
 
 def test_nothing_is_written_to_the_home_folder(server: Server) -> None:
-    """OpenVINO's telemetry would put an analytics id there."""
+    """OpenVINO's telemetry would put an analytics id there, ONNX Runtime's a device id and a database."""
     assert generate(server, REVIEWS[0])[0] == 200
     assert list(server.home.rglob("*")) == []
