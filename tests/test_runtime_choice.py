@@ -1,13 +1,8 @@
-"""Which runtime the classifier takes on which CPU, and that either gives the served answers."""
+"""Which runtime the classifier takes on which CPU. That either serves: tests/test_serving_options.py."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import serving
-from serving import Server
-from test_serving_options import Start, changed, replace, start  # noqa: F401  (fixtures)
-from tiny_model import REVIEWS
 
 from model_repository.classifier import engine
 from model_repository.classifier.engine import ONNXRUNTIME, OPENVINO, choose
@@ -39,18 +34,3 @@ def test_name_decides_where_one_is_given() -> None:
 def test_unreadable_cpu_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engine, "Path", lambda _: tmp_path / "none")
     assert choose() == OPENVINO
-
-
-@pytest.mark.parametrize("runtime", [OPENVINO, ONNXRUNTIME])
-def test_each_serves_the_same_answers_and_the_log_names_it(
-    changed: Path,  # noqa: F811
-    start: Start,  # noqa: F811
-    server: Server,
-    tmp_path: Path,
-    runtime: str,
-) -> None:
-    replace(changed / "classifier" / "config.pbtxt", 'string_value: "auto"', f'string_value: "{runtime}"')
-    other = start()
-    expected = serving.probabilities(server, list(REVIEWS))
-    np.testing.assert_allclose(serving.probabilities(other, list(REVIEWS)), expected, atol=1e-4)
-    assert f"runs model.onnx in {runtime}" in (tmp_path / "triton.log").read_text()

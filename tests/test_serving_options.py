@@ -88,6 +88,15 @@ def test_response_cache_answers_repeats_without_running_a_step_and_keeps_no_erro
         pass
 
 
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_runtime_named_in_the_configuration_serves_the_same_answers_and_the_log_names_it(
+    start: Start, changed: Path, server: Server, tmp_path: Path, runtime: str
+) -> None:
+    replace(changed / "classifier" / "config.pbtxt", 'string_value: "auto"', f'string_value: "{runtime}"')
+    assert_same_answers(start(), server)
+    assert f"runs model.onnx in {runtime}" in (tmp_path / "triton.log").read_text()
+
+
 def add_version(repository: Path, labels: list[bytes]) -> None:
     """Installs version 2 of the classifier: the same model under other label names."""
     version = shutil.copytree(repository / "classifier" / "1", repository / "classifier" / "2")
