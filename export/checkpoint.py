@@ -11,7 +11,6 @@ one JSON object.
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -133,7 +132,7 @@ def _config(weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[st
         "vocab_size": vocab_size,
         "dim": dim,
         "n_layers": len(layers),
-        "n_heads": math.floor(dim / head_dim),
+        "n_heads": dim // head_dim,
         "hidden_dim": weights["distilbert.transformer.layer.0.ffn.lin1.weight"].shape[0],
         "max_position_embeddings": weights["distilbert.embeddings.position_embeddings.weight"].shape[0],
     }
