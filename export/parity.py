@@ -92,7 +92,7 @@ def _checkpoint_logits(checkpoint: Path, rows: Sequence[list[int]]) -> Floats:
 
 
 def _runner(onnx_file: Path, precision: str) -> Callable[[Tokens], dict[str, npt.NDArray[Any]]]:
-    """Returns what runs the file where it is served: OpenVINO for int8, ONNX Runtime (in containers) for the others."""
+    """Returns what runs the file where it is served: Engine for int8, else ONNX Runtime (in containers)."""
     infer: Callable[..., list[npt.NDArray[Any]]]
     if precision == "int8":
         from model_repository.classifier.engine import Engine  # the image that builds engines has no OpenVINO

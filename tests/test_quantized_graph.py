@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exact import exact_session
 from tiny_model import REVIEWS
 from transformers import AutoTokenizer, DistilBertForSequenceClassification
 
@@ -44,11 +45,8 @@ def batch(tiny_checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def exactly(file: Path, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Returns logits and labels computed node by node, as written: kernels for int8 may round and saturate."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return session.run(["logits", "label"], batch)
+    """Returns logits and labels."""
+    return exact_session(file).run(["logits", "label"], batch)
 
 
 def test_rewriting_changes_no_answer(as_quantised: Path, rewritten: Path, batch: dict[str, np.ndarray]) -> None:

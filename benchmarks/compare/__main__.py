@@ -24,14 +24,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import texts
+from benchmarks import processes, texts
 from benchmarks.compare import chart, measure, results, table
 from benchmarks.compare.measure import Bench
 from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison
 from benchmarks.compare.systems import CHECKOUT, SYSTEMS, Machine, System, chosen, default_machine
 from benchmarks.peers.served import served_layout
-from model_repository.classifier.engine import choose
 
 REPORT, CHART, TOKENS_CHART = "report.md", "report.png", "tokens.png"
 
@@ -117,8 +116,7 @@ def _describe(
     run = {
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
-        "cpu": _cpu_model(),
-        "runtime": choose(),
+        **{key: value for key, value in processes.machine().items() if key in ("cpu", "runtime")},
         "threads": machine.threads,
         "python": platform.python_version(),
         "plan": asdict(plan),
@@ -126,11 +124,6 @@ def _describe(
         "skipped": skipped,
     }
     (out / "run.json").write_text(json.dumps(run, indent=1) + "\n")
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
