@@ -23,7 +23,7 @@ from benchmarks.samples import write as write_samples
 WINDOW_S = 10.0
 
 
-@pytest.mark.parametrize(("plan", "limit_minutes"), [(DEFAULT, 35), (QUICK, 5)])
+@pytest.mark.parametrize(("plan", "limit_minutes"), [(DEFAULT, 40), (QUICK, 5)])
 def test_plan_keeps_its_documented_duration(plan: Plan, limit_minutes: float) -> None:
     assert plan.minutes(len(SYSTEMS)) <= limit_minutes
 
@@ -132,6 +132,14 @@ def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison:
     assert service.generator_cores.values == pytest.approx((0.3, 0.3))
 
 
+def test_an_interrupted_round_without_its_second_ceiling_is_left_out(comparison: Comparison, tmp_path: Path) -> None:
+    assert comparison.systems["service"].ceiling_per_s.values == (50.0, 50.0)
+    (tmp_path / "round-2" / "service.ceiling-after.json").unlink()
+    interrupted = results.read(tmp_path).systems["service"]
+    assert interrupted.ceiling_per_s.values == (50.0,)
+    assert len(interrupted.saturated_per_s.values) == len(interrupted.lone_p50_ms.values) == 1
+
+
 def test_what_tokens_cost_comes_from_saturation_with_one_length_at_a_time(comparison: Comparison) -> None:
     (cost,) = (
         aim for aim in table.aims(comparison) if "saturated, this service" in aim.what and "core time" in aim.what
@@ -181,16 +189,18 @@ def comparison(tmp_path: Path) -> Comparison:
     _write(tmp_path / "curve.json", [{"tokens": n, "text": "", "seconds": [n / 1000]} for n in (20, 256)])
     for folder in (tmp_path / "round-1", tmp_path / "round-2"):
         folder.mkdir()
-        _write(folder / "ceiling.json", {"reviews_per_s": 50.0, "tokens_per_s": 1.0})
-        _write(folder / "service.in-process-before.json", [0.010, 0.012])
-        _write(folder / "service.in-process-after.json", [0.010, 0.012])
+        _write(folder / "service.ceiling-before.json", {"reviews_per_s": 48.0, "tokens_per_s": 1.0})
+        _write(folder / "service.ceiling-after.json", {"reviews_per_s": 52.0, "tokens_per_s": 1.0})
+        _write(folder / "service.in-process-0.json", [0.010])
+        _write(folder / "service.in-process-1.json", [0.012])
         for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):
             _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
             _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)
             _load(folder / f"{name}.open-080", 2 * sustained_per_s, latency_s=0.1, complete=False)
         _load(folder / "service.saturated-20", 400, latency_s=0.1, complete=True)
         _load(folder / "service.saturated-256", 40, latency_s=0.1, complete=True)
-        _load(folder / "service.lone", 50, latency_s=0.012, complete=True)
+        _load(folder / "service.lone-0", 50, latency_s=0.011, complete=True)
+        _load(folder / "service.lone-1", 50, latency_s=0.013, complete=True)
         failed = [Sample(-2.0, -2.0, -1.0, 1, outcome) for outcome in ("wrong answer", "TimeoutError")]
         _load(folder / "litserve-torch.open-090", 1, latency_s=0.3, complete=True, extra=failed)
     return results.read(tmp_path)

@@ -2,9 +2,10 @@
 
 OUT/run.json                         plan, machine, systems, what was skipped and why, versions, command
 OUT/candidates.json, curve.json      in process, once
-OUT/round-N/ceiling.json             in process, each round
 OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
-OUT/round-N/SYSTEM.in-process-*.json the same lone reviews without a server, right before and after the lone load
+OUT/round-N/SYSTEM.ceiling-*.json    in process, right before and after the saturating load, this service only
+OUT/round-N/SYSTEM.lone-PART.*       some lone reviews, this service only
+OUT/round-N/SYSTEM.in-process-PART.json  the same ones without a server, right before
 OUT/round-N/SYSTEM.saturated-TOKENS.* a saturating load of texts of one length, this service only
 OUT/round-N/SYSTEM.log               what the server printed
 """
@@ -13,8 +14,8 @@ import json
 import logging
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
 SHORT_TOKENS, LONG_TOKENS = 20, 256
 """Lengths that the aim about short texts names."""
 SATURATED, LONE, CURVE = "saturated", "lone", "curve"
-IN_PROCESS = ("in-process-before", "in-process-after")
-"""Around the lone load, since the machine's speed drifts by a tenth within minutes."""
+IN_PROCESS = "in-process"
+CEILINGS = ("ceiling-before", "ceiling-after")
+"""Around the load that is compared with them, since the machine's speed drifts by a tenth within minutes. So are lone
+reviews in parts: each is run in process, then sent."""
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,8 @@ class Bench:
     labels: Sequence[str | None]
     out: Path
     seed: int
+    ceiling: Mapping[str, object] = field(default_factory=dict)
+    """Layout and grouping of the fastest candidate, and how long it runs."""
 
     def in_process(self, task: str, out: Path, **numbers: object) -> Any:
         """Runs a task of benchmarks/compare/inprocess.py and returns what it wrote to `out`."""
@@ -98,7 +103,12 @@ class Bench:
             window_s=plan.saturated_s,
             metrics_url=server.metrics_url,
         )
+        before, after = (folder / f"{system.name}.{part}.json" for part in CEILINGS)
+        if system.is_service:
+            self.in_process("ceiling", before, **self.ceiling)
         saturated = self.load(closed, folder / f"{system.name}.{SATURATED}")
+        if system.is_service:
+            self.in_process("ceiling", after, **self.ceiling)
         logger.info("%s: %.1f reviews/s saturated", system.name, saturated.right_per_s)
 
         def holds(share: float) -> bool:
@@ -125,12 +135,12 @@ class Bench:
             self.load(one, folder / f"{system.name}.{one_length(tokens)}")
 
     def _lone(self, system: System, spec: Spec, folder: Path, with_curve: bool) -> None:
-        count = self.plan.lone_requests
-        lone = replace(spec, texts=self.texts[:count], labels=self.labels[:count])
-        before, after = (folder / f"{system.name}.{part}.json" for part in IN_PROCESS)
-        self.in_process("lone", before, texts=lone.texts)
-        self.load(lone, folder / f"{system.name}.{LONE}")
-        self.in_process("lone", after, texts=lone.texts)
+        size = self.plan.lone_requests // self.plan.lone_parts
+        for part in range(self.plan.lone_parts):
+            own = slice(part * size, (part + 1) * size)
+            lone = replace(spec, texts=self.texts[own], labels=self.labels[own])
+            self.in_process("lone", folder / f"{system.name}.{IN_PROCESS}-{part}.json", texts=lone.texts)
+            self.load(lone, folder / f"{system.name}.{LONE}-{part}")
         if with_curve:
             points = json.loads((self.out / "curve.json").read_text())
             texts = [point["text"] for point in points for _ in range(self.plan.curve_repeats)]
@@ -177,13 +187,13 @@ def measure(bench: Bench, systems: Sequence[System], skipped: dict[str, str]) ->
     candidates = bench.in_process("candidates", out / "candidates.json", length_s=plan.candidate_s)
     best = max(candidates, key=lambda candidate: float(candidate["reviews_per_s"]))
     bench.in_process("curve", out / "curve.json", tokens=CURVE_TOKENS, repeats=plan.curve_repeats)
+    ceiling = {"layout": best["layout"], "grouping": best["grouping"], "length_s": plan.ceiling_s}
+    bench = replace(bench, ceiling=ceiling)
     order = np.random.default_rng(bench.seed)
     for number in range(1, plan.rounds + 1):
         folder = out / f"round-{number}"
         folder.mkdir(parents=True, exist_ok=True)
-        best_limits = {"layout": best["layout"], "grouping": best["grouping"], "length_s": plan.ceiling_s}
-        ceiling = bench.in_process("ceiling", folder / "ceiling.json", **best_limits)
-        logger.info("round %d of %d: ceiling %.1f reviews/s", number, plan.rounds, ceiling["reviews_per_s"])
+        logger.info("round %d of %d", number, plan.rounds)
         for index in order.permutation(len(systems)):
             system = systems[index]
             with_curve = number == 1 and system.name in (SERVICE, SERVICE_GRPC)

@@ -58,6 +58,8 @@ class SystemResult:
     server_cores: Spread
     tokenizer_share: Spread
     """Of the server's CPU time at saturation, in its tokenizer's process; empty for peers."""
+    ceiling_per_s: Spread
+    """In process, the mean of right before and right after saturation; empty for peers."""
     padding_share: Spread
     """Of the tokens run at saturation; empty where the server does not count them."""
     short_per_s: Spread
@@ -65,7 +67,7 @@ class SystemResult:
     """At saturation with texts of `measure.SHORT_TOKENS` and `LONG_TOKENS` alone; empty for peers."""
     lone_p50_ms: Spread
     in_process_p50_ms: Spread
-    """Tokenizing and inferring the same lone reviews in process, right before and after."""
+    """Tokenizing and inferring the same lone reviews in process, in turn with sending them."""
     requests: int
     """Of all loads."""
     wrong: int
@@ -79,16 +81,20 @@ class Comparison:
 
     run: dict[str, Any]
     systems: dict[str, SystemResult]
-    ceiling_per_s: Spread
     candidates: list[dict[str, Any]]
     curve_ms: dict[str, dict[int, float]]
     """Median time by tokens, `in process` and for each door of the service."""
+
+    @property
+    def ceiling_per_s(self) -> Spread:
+        """Every ceiling measured, whichever door of the service it stood beside."""
+        return Spread(tuple(value for result in self.systems.values() for value in result.ceiling_per_s.values))
 
 
 def read(folder: Path) -> Comparison:
     """Reads the raw files under `folder`; systems without a complete round are left out."""
     run = json.loads((folder / "run.json").read_text())
-    rounds = sorted(path for path in folder.glob("round-*") if (path / "ceiling.json").exists())
+    rounds = sorted(folder.glob("round-*"))
     results = (_system(entry, rounds) for entry in run["systems"])
     points = json.loads((folder / "curve.json").read_text())
     curves = {"in process": {int(p["tokens"]): float(np.median(p["seconds"])) * 1000 for p in points}}
@@ -99,7 +105,6 @@ def read(folder: Path) -> Comparison:
     return Comparison(
         run=run,
         systems={result.name: result for result in results if result.saturated_per_s.values},
-        ceiling_per_s=Spread(tuple(json.loads((r / "ceiling.json").read_text())["reviews_per_s"] for r in rounds)),
         candidates=json.loads((folder / "candidates.json").read_text()),
         curve_ms=curves,
     )
@@ -116,12 +121,14 @@ def _curve(out: Path, points: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
     name = entry["name"]
+    is_service = bool(entry["is_service"])
     at = _loads(name, measure.SATURATED, rounds)
+    if is_service:  # an interrupted run may lack the second ceiling of its last round
+        at = [out for out in at if out.with_suffix(f".{measure.CEILINGS[-1]}.json").exists()]
     complete = [out.parent for out in at]
     records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
     tokens = [record["tokens"] for record in records if record["tokens"].get("review")]
-    is_service = bool(entry["is_service"])
-    lone = _loads(name, measure.LONE, complete)
+    lone = [parts for folder in complete if (parts := _lone_parts(name, folder))]
     outcomes = _outcomes(name, complete)
     return SystemResult(
         name=name,
@@ -133,10 +140,11 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
         generator_cores=_each(records, lambda r: r["generator_cpu_s"] / r["wall_s"]),
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
+        ceiling_per_s=_each(at if is_service else [], _ceiling_per_s),
         padding_share=_each(tokens, lambda t: t["padding"] / (t["padding"] + t["review"])),
         short_per_s=_each(_loads(name, measure.one_length(measure.SHORT_TOKENS), complete), _right_per_s),
         long_per_s=_each(_loads(name, measure.one_length(measure.LONG_TOKENS), complete), _right_per_s),
-        lone_p50_ms=_each(lone, _p50_ms),
+        lone_p50_ms=_each(lone, lambda parts: _p50_ms(*parts)),
         in_process_p50_ms=_each(lone, _in_process_p50_ms),
         requests=outcomes.total(),
         wrong=outcomes.pop(WRONG, 0),
@@ -157,15 +165,27 @@ def _each(items: Sequence[Any], figure: Callable[[Any], float]) -> Spread:
     return Spread(tuple(figure(item) for item in items))
 
 
-def _in_process_p50_ms(out: Path) -> float:
-    """Returns the median of the runs before and after the lone load `out`."""
-    files = (out.with_suffix(f".{part}.json") for part in measure.IN_PROCESS)
-    return 1000 * float(np.median([json.loads(file.read_text()) for file in files]))
+def _ceiling_per_s(saturated: Path) -> float:
+    """Returns the mean of what ran in process around the load `saturated`."""
+    files = (saturated.with_suffix(f".{part}.json") for part in measure.CEILINGS)
+    return float(np.mean([json.loads(file.read_text())["reviews_per_s"] for file in files]))
 
 
-def _p50_ms(out: Path) -> float:
-    data = samples.read(out.with_name(out.name + SAMPLES_SUFFIX))
-    return float(np.median(data.latency_s[data.ok]) * 1000) if data.ok.any() else float("nan")
+def _lone_parts(name: str, folder: Path) -> list[Path]:
+    files = sorted(folder.glob(f"{name}.{measure.LONE}-*.json"))
+    return [file.with_name(file.name.removesuffix(".json")) for file in files]
+
+
+def _in_process_p50_ms(parts: Sequence[Path]) -> float:
+    """Returns the median of what ran in process before each of the lone loads `parts`."""
+    files = (part.with_name(f"{part.name.replace(measure.LONE, measure.IN_PROCESS)}.json") for part in parts)
+    return 1000 * float(np.median([seconds for file in files for seconds in json.loads(file.read_text())]))
+
+
+def _p50_ms(*loads: Path) -> float:
+    data = [samples.read(out.with_name(out.name + SAMPLES_SUFFIX)) for out in loads]
+    latency_s = np.concatenate([one.latency_s[one.ok] for one in data])
+    return float(np.median(latency_s) * 1000) if latency_s.size else float("nan")
 
 
 def _sustained(name: str, folder: Path) -> float:

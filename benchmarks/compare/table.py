@@ -78,7 +78,7 @@ def _against_ceiling(comparison: Comparison) -> Iterator[Aim]:
     for name in (SERVICE, SERVICE_GRPC):
         own = comparison.systems.get(name)
         if own is not None:
-            ratio = own.saturated_per_s.over(comparison.ceiling_per_s)
+            ratio = own.saturated_per_s.over(own.ceiling_per_s)
             left = Spread(tuple(1 - cores / num_cores for cores in own.generator_cores.values))
             yield Aim(f"saturated throughput, {own.title}, over the ceiling", ratio, 0.85, True)
             yield Aim("... over the ceiling of the cores that the load generator left", ratio.over(left), 0.95, True)
@@ -162,7 +162,7 @@ def _systems(comparison: Comparison) -> str:
 
 def _ceiling_ratios(comparison: Comparison) -> list[str]:
     own = [comparison.systems[name] for name in (SERVICE, SERVICE_GRPC) if name in comparison.systems]
-    ratios = [show(result.saturated_per_s.over(comparison.ceiling_per_s)) for result in own]
+    ratios = [show(result.saturated_per_s.over(result.ceiling_per_s)) for result in own]
     return [*ratios, *[""] * len(own), "", "", ""]
 
 
