@@ -132,6 +132,16 @@ def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison:
     assert service.generator_cores.values == pytest.approx((0.3, 0.3))
 
 
+def test_each_layout_contends_for_the_ceiling_with_its_fastest_grouping() -> None:
+    rates = [("1 x 2", "one by one", 46.7), ("1 x 2", "512 tokens", 38.2), ("2 x 1", "512 tokens", 45.8)]
+    candidates = [{"layout": layout, "grouping": grouping, "reviews_per_s": rate} for layout, grouping, rate in rates]
+    chosen_ones = measure.fastest_of_each_layout(candidates)
+    assert {(one["layout"], one["grouping"]) for one in chosen_ones} == {
+        ("1 x 2", "one by one"),
+        ("2 x 1", "512 tokens"),
+    }
+
+
 def test_an_interrupted_round_without_its_second_ceiling_is_left_out(comparison: Comparison, tmp_path: Path) -> None:
     assert comparison.systems["service"].ceiling_per_s.values == (50.0, 50.0)
     (tmp_path / "round-2" / "service.ceiling-after.json").unlink()
@@ -189,8 +199,8 @@ def comparison(tmp_path: Path) -> Comparison:
     _write(tmp_path / "curve.json", [{"tokens": n, "text": "", "seconds": [n / 1000]} for n in (20, 256)])
     for folder in (tmp_path / "round-1", tmp_path / "round-2"):
         folder.mkdir()
-        _write(folder / "service.ceiling-before.json", {"reviews_per_s": 48.0, "tokens_per_s": 1.0})
-        _write(folder / "service.ceiling-after.json", {"reviews_per_s": 52.0, "tokens_per_s": 1.0})
+        _write(folder / "service.ceiling-before.json", [{"reviews_per_s": 55.0}, {"reviews_per_s": 48.0}])
+        _write(folder / "service.ceiling-after.json", [{"reviews_per_s": 41.0}, {"reviews_per_s": 52.0}])
         _write(folder / "service.in-process-0.json", [0.010])
         _write(folder / "service.in-process-1.json", [0.012])
         for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):

@@ -7,7 +7,7 @@ own numbers. Tasks, and what OUT then holds:
 
     labels      the label of every text, null where its score is below SURE_SCORE
     candidates  reviews a second of every layout and grouping, tokens ready
-    ceiling     the same for one of them: `layout`, `grouping`
+    ceiling     the same for some of them: `candidates`, each with `layout` and `grouping`
     lone        seconds of tokenizing and inferring each text alone, with one instance's threads
     curve       a text of exactly n tokens for each of `tokens`, and the seconds of each of its `repeats`
 """
@@ -134,19 +134,19 @@ def _labels(spec: dict[str, Any]) -> object:
 
 
 def _candidates(spec: dict[str, Any]) -> object:
-    return list(_each_candidate(spec))
-
-
-def _each_candidate(spec: dict[str, Any]) -> Iterator[dict[str, object]]:
-    rows = shipped_engine.open_encoder().encode(spec["texts"])
-    for name, layout in layouts(spec["threads"]).items():
-        for grouping in GROUPINGS:
-            yield {"layout": name, "grouping": grouping, **ceiling(rows, layout, grouping, spec["length_s"])}
+    names = layouts(spec["threads"])
+    return list(_each(spec, [{"layout": name, "grouping": grouping} for name in names for grouping in GROUPINGS]))
 
 
 def _ceiling(spec: dict[str, Any]) -> object:
+    return list(_each(spec, spec["candidates"]))
+
+
+def _each(spec: dict[str, Any], candidates: Sequence[dict[str, str]]) -> Iterator[dict[str, object]]:
     rows = shipped_engine.open_encoder().encode(spec["texts"])
-    return ceiling(rows, layouts(spec["threads"])[spec["layout"]], spec["grouping"], spec["length_s"])
+    for one in candidates:
+        layout = layouts(spec["threads"])[one["layout"]]
+        yield {**one, **ceiling(rows, layout, one["grouping"], spec["length_s"])}
 
 
 def _lone(spec: dict[str, Any]) -> object:

@@ -53,7 +53,8 @@ class Plan:
     lone_parts: int
     """... in so many parts, the two in turn."""
     ceiling_s: float
-    """In-process ceiling before and after each saturating load of this service, at least; it runs whole passes."""
+    """In-process ceiling of each layout, before and after each saturating load of this service, at least; it runs
+    whole passes."""
     candidate_s: float
     """Each layout and grouping that the ceiling is chosen from, once, at least one pass."""
     curve_repeats: int
@@ -71,7 +72,7 @@ class Plan:
         num_candidates = len(layouts(2)) * len(GROUPINGS)
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
-        ceilings_s = 2 * (IN_PROCESS_START_S + max(self.ceiling_s, 2 * pass_s))
+        ceilings_s = 2 * (IN_PROCESS_START_S + len(layouts(2)) * max(self.ceiling_s, 2 * pass_s))
         lone_s = self.lone_parts * IN_PROCESS_START_S + 3 * self.lone_requests * LONE_S  # in process twice: a warm-up
         own_s = ceilings_s + lone_s + 2 * (self.warmup_s + self.one_length_s)
         round_s = num_systems * load_s + 2 * own_s  # over HTTP and over gRPC

@@ -59,7 +59,7 @@ class SystemResult:
     tokenizer_share: Spread
     """Of the server's CPU time at saturation, in its tokenizer's process; empty for peers."""
     ceiling_per_s: Spread
-    """In process, the mean of right before and right after saturation; empty for peers."""
+    """In process, right before and right after saturation, of the faster layout; empty for peers."""
     padding_share: Spread
     """Of the tokens run at saturation; empty where the server does not count them."""
     short_per_s: Spread
@@ -166,9 +166,10 @@ def _each(items: Sequence[Any], figure: Callable[[Any], float]) -> Spread:
 
 
 def _ceiling_per_s(saturated: Path) -> float:
-    """Returns the mean of what ran in process around the load `saturated`."""
+    """Returns what the faster layout ran in process around the load `saturated`, the mean of before and after."""
     files = (saturated.with_suffix(f".{part}.json") for part in measure.CEILINGS)
-    return float(np.mean([json.loads(file.read_text())["reviews_per_s"] for file in files]))
+    rates = [[float(one["reviews_per_s"]) for one in json.loads(file.read_text())] for file in files]
+    return float(np.mean(rates, axis=0).max())
 
 
 def _lone_parts(name: str, folder: Path) -> list[Path]:
