@@ -103,12 +103,7 @@ class Bench:
             window_s=plan.saturated_s,
             metrics_url=server.metrics_url,
         )
-        before, after = (folder / f"{system.name}.{part}.json" for part in CEILINGS)
-        if system.is_service:
-            self.in_process("ceiling", before, **self.ceiling)
-        saturated = self.load(closed, folder / f"{system.name}.{SATURATED}")
-        if system.is_service:
-            self.in_process("ceiling", after, **self.ceiling)
+        saturated = self._saturated(system, closed, folder)
         logger.info("%s: %.1f reviews/s saturated", system.name, saturated.right_per_s)
 
         def holds(share: float) -> bool:
@@ -126,6 +121,16 @@ class Bench:
         if system.is_service:
             self._one_length(system, closed, folder)
             self._lone(system, replace(spec, in_turn=True), folder, with_curve)
+
+    def _saturated(self, system: System, closed: Spec, folder: Path) -> Loaded:
+        out = folder / f"{system.name}.{SATURATED}"
+        if not system.is_service:
+            return self.load(closed, out)
+        before, after = (folder / f"{system.name}.{part}.json" for part in CEILINGS)
+        self.in_process("ceiling", before, **self.ceiling)
+        saturated = self.load(closed, out)
+        self.in_process("ceiling", after, **self.ceiling)
+        return saturated
 
     def _one_length(self, system: System, closed: Spec, folder: Path) -> None:
         """Saturates with one length at a time: what its tokens cost once requests share what each costs by itself."""
