@@ -119,7 +119,7 @@ def ids(rows: list[list[int]], mask: list[list[int]]) -> list[dict[str, Any]]:
     ("rows", "mask", "reason"),
     [
         pytest.param([[2, 10**6, 3]], [[1, 1, 1]], "expected 0 to", id="beyond the vocabulary"),
-        pytest.param([[2, -1, 3]], [[1, 1, 1]], "expected ids from 0", id="negative"),
+        pytest.param([[2, -1, 3]], [[1, 1, 1]], "expected 0 to", id="negative"),
         pytest.param([[2, 5, 3]], [[0, 0, 0]], "at least one", id="all padding"),
         pytest.param([[2, 5, 3]], [[1, 0, 1]], "then zeros", id="hole in the mask"),
         pytest.param([[5] * (MAX_LENGTH + 1)], [[1] * (MAX_LENGTH + 1)], f"at most {MAX_LENGTH}", id="too long"),
