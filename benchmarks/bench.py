@@ -3,13 +3,15 @@
     python -m benchmarks.bench                             # profile smoke, about a minute
     python -m benchmarks.bench --profile slo               # the promise at the stated load
     python -m benchmarks.bench --profile sweep             # highest rates, latency against rate; half an hour
-    python -m benchmarks.bench --profile soak              # twenty minutes, memory must not grow
+    python -m benchmarks.bench --profile soak --rate 30    # twenty minutes, memory must not grow
     ... --http-url http://node:8000 --grpc-url grpc://node:8001 --metrics-url http://node:8002/metrics
 
 A service that answers at the URLs is tested; otherwise one is started for the run (loopback). Loads, durations and
 limits stand in benchmarks/profiles.yaml. Raw files of every request go to the results folder, which benchmarks.report
-turns into a page. Exit status 0 when every gated measurement is valid and keeps the limits, 1 when one does not, 2 when
-the run could not be made. The last line on stdout is one JSON document.
+turns into a page. Exit status 0 when nothing broke, 1 when a limit did, a gated measurement is invalid or an answer was
+wrong, 2 when the run could not be made, 130 when it was stopped. The last line on stdout is one JSON document: `passed`
+is true, false, or null where no measurement was gated (a sweep) and nothing broke; a run that was not made to its end
+has `passed` null and `error`.
 """
 
 import argparse
@@ -32,9 +34,10 @@ from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
 from benchmarks.profiles import Load, Profile, Profiles, SearchStage
 from benchmarks.search import highest_rate
-from benchmarks.service import CHECKOUT, Service, ServiceError, running
+from benchmarks.service import CHECKOUT, Service, ServiceError, checkout, is_local, running
 from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
+from model_repository.classifier.engine import AUTO
 
 RESULTS = CHECKOUT / "artefacts" / "bench"
 SATURATING_REVIEWS = 64
@@ -77,7 +80,7 @@ class Bench:
         tool = locust_run if load.tool == "locust" else perf_analyzer
         summary = summarise(tool.run(load, self.service.urls, self.folder / name, self.source, self.watch, gate))
         self.summaries.append(summary)
-        problems = [*summary.invalid(self.rules.validity), *(summary.broken(self.rules.limits) if gate else [])]
+        problems = [*summary.invalid(self.rules.validity), *verdict.broken_by(summary, self.rules.limits)]
         print(verdict.table([summary]).splitlines()[1] + "".join(f"\n  {problem}" for problem in problems), flush=True)
         return summary
 
@@ -105,35 +108,59 @@ class Bench:
                 "loop": loop,
                 "level": level,
                 "duration_s": duration_s,
+                "probe": True,
             }
         )
 
 
 def describe(options: argparse.Namespace, service: Service, argv: Sequence[str]) -> dict[str, Any]:
-    """Returns what the figures depend on: date, command, machine, versions, texts."""
+    """Returns what the figures depend on: date, command, machine, versions, texts; raises OSError."""
+    url = service.urls.http
+    config = triton_metrics.configuration(url, "classifier")
+    machine, runtime = processes.machine(), triton_metrics.runtime(config)
+    meant = machine.pop("runtime")
+    if runtime == AUTO:
+        runtime = meant if is_local(url) else "auto, on the server"
     return {
         "profile": options.profile,
         "profiles_file": options.profiles.name,
+        "rate_per_s": options.rate,
         "command": shlex.join(["python", "-m", "benchmarks.bench", *argv]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": processes.machine(),
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in _PACKAGES}},
+        "machine": {"of": "service and load generator" if is_local(url) else "load generator alone", **machine},
+        "runtime": runtime,
+        "checkout": checkout(),
+        "versions": {
+            "triton": triton_metrics.server_version(url),
+            "perf_analyzer": perf_analyzer.version(),
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in _PACKAGES},
+        },
         "texts": {
             "data": str(options.data) if options.data else "generated",
             "reviews": options.reviews,
             "seed": options.seed,
         },
         "service_started_here": service.started_here,
-        "classifier_instances": triton_metrics.instances(service.urls.http, "classifier"),
+        "classifier_instances": triton_metrics.instances(config),
+        "classifier_max_merged": triton_metrics.max_merged(config),
     }
 
 
 def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Makes the run that `options` describe; returns the exit status."""
+    """Makes the run that `options` describe; returns the exit status.
+
+    Raises:
+        ProfileError, TextError, ServiceError, LoadError, OSError: it cannot be made, or not to its end.
+    """
     rules = profiles.load(options.profiles)
     profile = rules.profile(options.profile)
+    if options.rate is not None:
+        profile = profile.at_rate(options.rate)
     folder = options.out or RESULTS / f"{options.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: its files would count as measured in this run")
     source = TextSource(options.data, options.reviews, options.seed)
     texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts
     urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
@@ -154,9 +181,8 @@ def _conclude(bench: Bench, rules: Profiles, profile: Profile, folder: Path, fac
     outcome = verdict.judge(bench.summaries, rules.limits, rules.validity, profile, folder)
     print("\n" + verdict.table(bench.summaries))
     print("\n".join([*(f"BROKEN {line}" for line in outcome.broken), *(f"note {line}" for line in outcome.remarks)]))
-    limits = rules.limits
-    promise = f"p50 <= {limits.p50_ms:g} ms, p99 <= {limits.p99_ms:g} ms, failures <= {limits.failures_percent:g} %"
-    print(f"{'PASSED' if outcome.passed else 'FAILED'}: {promise}")
+    name, _, rest = verdict.headline(outcome, rules.limits).partition(":")
+    print(f"{name.upper()}:{rest}")
     document = {
         "passed": outcome.passed,
         "broken": outcome.broken,
@@ -166,7 +192,7 @@ def _conclude(bench: Bench, rules: Profiles, profile: Profile, folder: Path, fac
         "measurements": [verdict.as_json(summary) for summary in bench.summaries],
     }
     print(json.dumps(_finite(document)), flush=True)
-    return 0 if outcome.passed else 1
+    return 1 if outcome.broken else 0
 
 
 def _finite(value: Any) -> Any:
@@ -187,10 +213,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--profiles", type=Path, default=profiles.PROFILES_FILE, metavar="FILE", help="the profile file"
     )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="requests a second, in place of the rates of the profile's gated open loops",
+    )
     parser.add_argument("--http-url", default=defaults.http, metavar="URL", help="HTTP of the service")
     parser.add_argument("--grpc-url", default=defaults.grpc, metavar="URL", help="its gRPC")
     parser.add_argument("--metrics-url", default=defaults.metrics, metavar="URL", help="its metrics")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"results folder (default: {RESULTS}/PROFILE-TIME)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"empty results folder (default: {RESULTS}/PROFILE-TIME)"
+    )
     texts.add_arguments(parser)
     return parser
 
@@ -204,11 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(options, arguments)
     except KeyboardInterrupt:
-        print("benchmarks.bench: stopped; what was measured so far is in the results folder", file=sys.stderr)
-        return 130
-    except (profiles.ProfileError, ServiceError, LoadError, texts.TextError) as error:
-        print(f"benchmarks.bench: error: {error}", file=sys.stderr)
-        return 2
+        status, reason = 130, "stopped; what was measured so far is in the results folder"
+    except (profiles.ProfileError, ServiceError, LoadError, texts.TextError, OSError) as error:
+        status, reason = 2, f"error: {error}"
+    print(f"benchmarks.bench: {reason}", file=sys.stderr)
+    print(json.dumps({"passed": None, "error": reason}), flush=True)
+    return status
 
 
 if __name__ == "__main__":

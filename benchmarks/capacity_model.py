@@ -3,26 +3,37 @@
 Throughput over users, closed loop: the Universal Scalability Law, X(n) = g n / (1 + s (n - 1) + k n (n - 1)) with
 contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007, chapter 4).
 
-Latency over rate, open loop: classifier instances that each take everything queued, up to the largest batch, when they
-are free (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It has no
-closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review runs
-first and is answered at once. An execution that finds its instance idle takes longer, as was seen (a queue in which
-the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). The time a token
-comes from the utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P.
-Buzen, ACM Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the
-same cores.
+Latency over rate, open loop: classifier instances that, when free, each take the oldest that wait, up to as many as
+the server merges (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It
+has no closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review
+runs first and is answered at once. An execution that finds its instance idle takes longer, as was seen (a queue in
+which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). What else the
+machine does makes either single executions slower and faster, or all of them for seconds at a time (a queue subject to
+extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971). The time a token comes from the
+utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P. Buzen, ACM
+Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the same
+cores.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-MAX_BATCH = 64
-"""Reviews that one execution takes, `max_batch_size` of the classifier."""
+_SAMPLE = 5_000
+_MIN_REPETITIONS = 8
+"""Requests and runs, at least, behind a percentile that is compared with a measured one."""
+_LONG_SAMPLE = 300_000
+_LONG_S = 2000.0
+_IDLE_SHARE = 0.001
+_NOISE = np.linspace(0.0, 0.5, 11).tolist()
+_WAKING = np.linspace(0.0, 0.3, 4).tolist()
+_LASTING_S = (0.0, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -70,18 +81,86 @@ class Service:
 
     per_token_s: float
     noise: float
-    """Standard deviation of the logarithm of an execution's time: whatever else the machine does."""
+    """Standard deviation of the logarithm of an execution's time: whatever else the machine does. It leaves the
+    throughput of busy instances as it is."""
     elsewhere_s: float
     """Added to each request: tokenizing, network, client."""
     waking: float = 0.0
     """Share by which an execution takes longer when its instance was idle."""
     instances: int = 1
     """Of the classifier; they share one queue."""
+    noise_lasts_s: float = 0.0
+    """How long the noise stays the same, for all instances; 0 if every execution has its own."""
+    max_merged: int = 64
+    """Reviews that an execution takes at most; the default is the classifier's `max_batch_size`."""
+
+    def saturated_per_s(self, mean_tokens: float) -> float:
+        """Returns reviews a second while all instances are busy."""
+        return self.instances / (self.per_token_s * mean_tokens)
+
+
+class Measured(NamedTuple):
+    """A measured open loop: its rate, its percentiles, and how long it ran."""
+
+    rate_per_s: float
+    p50_ms: float
+    p99_ms: float
+    warmup_s: float
+    duration_s: float
+
+
+class Requests(NamedTuple):
+    """What comes to a replica, by arrival."""
+
+    arrivals_s: Floats
+    tokens: Floats
+    luck: Floats
+    """Standard normal, as many as requests: of the execution that each leads, or of the times that the noise lasts."""
 
 
 def time_per_token_s(instances: int, saturated_per_s: float, mean_tokens: float) -> float:
     """Returns seconds a token, from requests a second while all instances are busy and the mean tokens of a review."""
     return instances / saturated_per_s / mean_tokens
+
+
+def draw(
+    rate_per_s: Callable[[Floats], Floats], peak_per_s: float, duration_s: float, lengths: Floats, seed: int
+) -> Requests:
+    """Returns Poisson arrivals of that rate over `duration_s`, each a review of one of the `lengths`.
+
+    `rate_per_s` takes seconds since the start, many at once, and returns the rate at each.
+    `peak_per_s` bounds the rate: arrivals are drawn at it and thinned (Lewis and Shedler, 1979).
+    """
+    random = np.random.default_rng(seed)
+    count = random.poisson(peak_per_s * duration_s)
+    arrivals = np.sort(random.uniform(0, duration_s, count))
+    arrivals = arrivals[random.uniform(0, peak_per_s, count) < rate_per_s(arrivals)]
+    return Requests(arrivals, random.choice(lengths, arrivals.size), random.standard_normal(arrivals.size))
+
+
+def serve(service: Service, requests: Requests) -> Floats:
+    """Returns the latency, in seconds, of each request."""
+    arrivals = requests.arrivals_s.tolist()  # lists: a few elements at a time are slow in numpy
+    seconds = (requests.tokens * service.per_token_s).tolist()
+    lasts_s, variance = service.noise_lasts_s, service.noise**2
+    # Executions on average as long, or, over time, as many of them, as without noise.
+    noise = np.exp(service.noise * requests.luck + (variance if lasts_s else -variance) / 2).tolist()
+    done: list[float] = []
+    free_s = [0.0] * service.instances  # when each instance is free, a heap
+    count, start = len(arrivals), 0
+    while start < count:
+        free = heapq.heappop(free_s)
+        at = begin_s = max(free, arrivals[start])
+        slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start] * (
+            1 + service.waking if free < begin_s else 1
+        )
+        limit = min(start + service.max_merged, count)
+        while start < limit and arrivals[start] <= begin_s:
+            at += seconds[start] * slowed
+            done.append(at)
+            start += 1
+        heapq.heappush(free_s, at)
+    return np.array(done) - requests.arrivals_s + service.elsewhere_s
 
 
 def simulate(
@@ -92,64 +171,76 @@ def simulate(
     lengths: Floats,
     seed: int,
 ) -> tuple[Floats, Floats]:
-    """Returns arrival and latency, in seconds, of each request of a replica under Poisson arrivals of that rate.
-
-    `rate_per_s` takes seconds since the start, many at once, and returns the rate at each.
-    `peak_per_s` bounds the rate: arrivals are drawn at it and thinned (Lewis and Shedler, 1979).
-    """
-    random = np.random.default_rng(seed)
-    count = random.poisson(peak_per_s * duration_s)
-    arrivals = np.sort(random.uniform(0, duration_s, count))
-    kept = random.uniform(0, peak_per_s, count) < rate_per_s(arrivals)
-    arrivals = arrivals[kept]
-    seconds = random.choice(lengths, arrivals.size) * service.per_token_s
-    noise = np.exp(random.normal(0, service.noise, arrivals.size))
-    done = np.empty_like(arrivals)
-    start, free_s = 0, [0.0] * service.instances  # when each instance is free, a heap
-    while start < arrivals.size:
-        free = heapq.heappop(free_s)
-        begin_s = max(free, arrivals[start])
-        stop = min(int(np.searchsorted(arrivals, begin_s, side="right")), start + MAX_BATCH)
-        slowed = noise[start] * (1 + service.waking if free < begin_s else 1)
-        done[start:stop] = begin_s + seconds[start:stop].cumsum() * slowed
-        heapq.heappush(free_s, float(done[stop - 1]))
-        start = stop
-    return arrivals, done - arrivals + service.elsewhere_s
+    """Returns arrival and latency, in seconds, of each request of a replica; `draw` says what the arguments are."""
+    requests = draw(rate_per_s, peak_per_s, duration_s, lengths, seed)
+    return requests.arrivals_s, serve(service, requests)
 
 
-def percentiles_ms(
-    service: Service, rate_per_s: float, lengths: Floats, duration_s: float = 1200.0, seed: int = 0
-) -> tuple[float, float]:
-    """Returns p50 and p99, in ms, at a constant rate."""
-    arrivals, latency_s = simulate(
-        service, lambda at: np.full_like(at, rate_per_s), rate_per_s, duration_s, lengths, seed
-    )
-    settled = latency_s[arrivals > duration_s / 10] * 1000
-    if not settled.size:
+def _constant(rate_per_s: float, duration_s: float, lengths: Floats, seed: int) -> Requests:
+    return draw(lambda at: np.full_like(at, rate_per_s), rate_per_s, duration_s, lengths, seed)
+
+
+def percentiles_ms(service: Service, rate_per_s: float, lengths: Floats, seed: int = 0) -> tuple[float, float]:
+    """Returns p50 and p99, in ms, at a constant rate in the long run."""
+    requests = _constant(rate_per_s, max(_LONG_SAMPLE / rate_per_s, _LONG_S), lengths, seed)
+    settled = serve(service, requests)[requests.arrivals_s.size // 10 :] * 1000
+    return percentile(settled, 50), percentile(settled, 99)
+
+
+def percentile(values: Floats, percent: float) -> float:
+    """Returns the percentile as summary.py takes it of what was measured."""
+    return float(np.percentile(values, percent, method="higher"))
+
+
+def repeat(run: Measured, lengths: Floats) -> list[Requests]:
+    """Returns the requests of several runs as long as `run`, warm-up included, at its rate."""
+    count = max(_MIN_REPETITIONS, math.ceil(_SAMPLE / (run.rate_per_s * run.duration_s)))
+    length_s = run.warmup_s + run.duration_s
+    return [_constant(run.rate_per_s, length_s, lengths, seed) for seed in range(count)]
+
+
+def as_measured_ms(service: Service, run: Measured, repetitions: Sequence[Requests]) -> tuple[float, float]:
+    """Returns p50 and p99, in ms, of a run like `run`, begun with an empty queue: the medians over `repetitions`."""
+    found = []
+    for requests in repetitions:
+        latency_ms = serve(service, requests)[requests.arrivals_s >= run.warmup_s] * 1000
+        if latency_ms.size:
+            found.append((percentile(latency_ms, 50), percentile(latency_ms, 99)))
+    if not found:
         return float("nan"), float("nan")
-    return float(np.percentile(settled, 50)), float(np.percentile(settled, 99))
+    p50, p99 = np.median(found, axis=0).tolist()
+    return p50, p99
 
 
-def calibrate(base: Service, measured: Sequence[tuple[float, float, float]], lengths: Floats) -> Service:
-    """Returns `base` with the noise and the waking at which simulated p50 and p99 are closest to the measured.
+def calibrate(base: Service, measured: Sequence[Measured], lengths: Floats) -> tuple[Service, list[Service]]:
+    """Returns `base` with the noise, its lasting and the waking at which simulated p50 and p99 are closest to the
+    measured, and those that are closest when any one of the measured is left out.
 
-    `measured` holds rate, p50 and p99 in ms. Closest: the sum of squared differences of logarithms.
+    Closest: the sum of absolute differences of logarithms, which one unlucky run does not decide as it would squares.
     """
-
-    def error(tried: Service) -> float:
-        ours = [percentiles_ms(tried, rate, lengths, duration_s=400.0) for rate, _, _ in measured]
-        return sum(
-            float(np.log(p50 / one[1]) ** 2 + np.log(p99 / one[2]) ** 2)
-            for (p50, p99), one in zip(ours, measured, strict=True)
-        )
-
-    grid = np.linspace(0.0, 0.6, 7).tolist()
-    return min((replace(base, noise=noise, waking=waking) for noise in grid for waking in grid), key=error)
+    tried = [
+        replace(base, noise=noise, noise_lasts_s=lasting_s, waking=waking)
+        for noise in _NOISE
+        for lasting_s in (_LASTING_S if noise else (0.0,))
+        for waking in _WAKING
+    ]
+    errors = np.empty((len(tried), len(measured)))
+    for column, run in enumerate(measured):
+        repetitions = repeat(run, lengths)
+        for row, service in enumerate(tried):
+            p50, p99 = as_measured_ms(service, run, repetitions)
+            errors[row, column] = abs(np.log(p50 / run.p50_ms)) + abs(np.log(p99 / run.p99_ms))
+    total = errors.sum(axis=1)
+    without_one = {int(np.argmin(total - errors[:, column])) for column in range(len(measured))}
+    return tried[int(np.argmin(total))], [tried[row] for row in sorted(without_one)]
 
 
 def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:
     """Returns the highest rate, requests a second, at which the simulated p99 is within the limit; 0 if none is."""
-    low, high = 0.0, service.instances / (service.per_token_s * float(lengths.mean()))
+    high = service.saturated_per_s(float(lengths.mean()))
+    low = _IDLE_SHARE * high
+    if not percentiles_ms(service, low, lengths)[1] <= p99_limit_ms:
+        return 0.0
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         if percentiles_ms(service, middle, lengths)[1] <= p99_limit_ms:

@@ -13,18 +13,19 @@ from matplotlib.axes import Axes
 from benchmarks import capacity_model
 
 if TYPE_CHECKING:
-    from benchmarks.capacity import Fit, Plan
+    from benchmarks.capacity_fit import Fit
+    from benchmarks.capacity_plan import Plan
 
 _SIZE_INCHES = (11.0, 7.5)
 _DPI = 100
 _RATES = 12
 
 
-def draw(found: "Fit", result: "Plan", p99_ms: float, measured_highest: float | None) -> bytes:
+def draw(found: "Fit", result: "Plan", p99_ms: float) -> bytes:
     """Returns the picture as PNG bytes."""
     figure, ((users, rates), (failure, surge)) = plt.subplots(2, 2, figsize=_SIZE_INCHES, dpi=_DPI)
     _users(users, found)
-    _rates(rates, found, result, p99_ms, measured_highest)
+    _rates(rates, found, result, p99_ms)
     for axes, points, title in (
         (failure, result.failure, f"One of {result.replicas_one_failed} replicas gone from 60 s on"),
         (surge, result.surge, "Half as much again from 60 s on, until replicas start"),
@@ -48,17 +49,19 @@ def _users(axes: Axes, found: "Fit") -> None:
     axes.legend()
 
 
-def _rates(axes: Axes, found: "Fit", result: "Plan", p99_ms: float, measured_highest: float | None) -> None:
-    highest_measured = max(rate for rate, _, _ in (*found.fitted, *found.held_out))
-    grid = np.linspace(0.1, 1.02, _RATES) * max(result.highest_rate_per_s, highest_measured)
+def _rates(axes: Axes, found: "Fit", result: "Plan", p99_ms: float) -> None:
+    highest = max(run.rate_per_s for run in (*found.fitted, *found.held_out))
+    grid = np.linspace(0.1, 1.02, _RATES) * max(result.highest_rate_per_s, highest)
     axes.plot(
         grid, [capacity_model.percentiles_ms(found.service, r, found.lengths)[1] for r in grid], label="simulated"
     )
     for points, marker, label in ((found.fitted, "o", "fitted"), (found.held_out, "x", "held out")):
-        axes.plot([p[0] for p in points], [p[2] for p in points], marker, label=f"measured, {label}")
+        axes.plot(
+            [run.rate_per_s for run in points], [run.p99_ms for run in points], marker, label=f"measured, {label}"
+        )
     axes.axhline(p99_ms, color="black", linewidth=1, linestyle=":")
     axes.axvline(result.highest_rate_per_s, color="#4a7fb5", linewidth=1, linestyle="--", label="highest, predicted")
-    if measured_highest:
-        axes.axvline(measured_highest, color="#b5494a", linewidth=1, linestyle="--", label="highest, measured")
+    if found.highest_per_s:
+        axes.axvline(found.highest_per_s, color="#b5494a", linewidth=1, linestyle="--", label="highest, measured")
     axes.set(title="p99 against rate, open loop", xlabel="requests [1/s]", ylabel="p99 [ms]", yscale="log")
     axes.legend(fontsize=8)

@@ -7,6 +7,7 @@ from typing import Any
 
 from geventhttpclient import HTTPClient
 
+from benchmarks.answers import WrongAnswerError
 from benchmarks.profiles import Protocol
 from clients import Prediction, RetryPolicy, SentimentClient, ServerError
 
@@ -16,12 +17,15 @@ class Door:
     """An open way in, which many users may share."""
 
     ask: Callable[[Sequence[str]], list[Prediction]]
-    """Reviews in, their predictions out, in one request; raises SentimentError or OSError."""
+    """Reviews in, their predictions out, in one request. Raises what the client raises, and WrongAnswerError for an
+    answer of /generate that is none."""
     close: Callable[[], None]
 
 
 _MAX_CONNECTIONS = 1000
 _GENERATE = "/v2/models/sentiment/generate"
+_SHOWN = 500
+"""Bytes of an answer that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,36 @@ def _generate(http_url: str, timeout_s: float) -> Door:
     def ask(reviews: Sequence[str]) -> list[Prediction]:
         body = json.dumps({"text": reviews[0] if len(reviews) == 1 else list(reviews)})
         response = client.post(_GENERATE, body=body, headers={"Content-Type": "application/json"})
-        answer = json.loads(response.read() or b"null")
+        answer = response.read()
         if response.status_code != 200:
-            raise ServerError(f"{http_url}{_GENERATE} answered {response.status_code}: {answer}")
+            raise ServerError(f"{http_url}{_GENERATE} answered {response.status_code}: {answer[:_SHOWN]!r}")
         return _predictions(answer)
 
     return Door(ask, client.close)
 
 
-def _predictions(answer: dict[str, Any]) -> list[Prediction]:
-    """Returns the predictions in an answer of /generate: scalars for one review, flat lists for several."""
-    labels, scores, flat = (_listed(answer[key]) for key in ("label", "score", "probabilities"))
-    width = len(flat) // len(labels)
-    rows = [tuple(flat[start : start + width]) for start in range(0, len(flat), width)]
-    return [Prediction(label, score, row) for label, score, row in zip(labels, scores, rows, strict=True)]
+def _predictions(body: bytes) -> list[Prediction]:
+    """Returns the predictions in an answer of /generate: scalars for one review, flat lists for several.
+
+    Raises:
+        WrongAnswerError: it is no JSON, or not of that form.
+    """
+    try:
+        answer = json.loads(body)
+        labels = _listed(answer["label"])
+        scores, flat = ([_number(value) for value in _listed(answer[key])] for key in ("score", "probabilities"))
+        width = len(flat) // len(labels)
+        rows = [tuple(flat[start : start + width]) for start in range(0, len(flat), width)]
+        return [Prediction(label, score, row) for label, score, row in zip(labels, scores, rows, strict=True)]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise WrongAnswerError(f"{body[:_SHOWN]!r} came, expected label, score and probabilities: {error!r}") from error
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -10,11 +12,13 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from benchmarks import samples
 from benchmarks.profiles import Limits
-from benchmarks.summary import SAMPLES_SUFFIX, Summary
+from benchmarks.samples import SAMPLES_SUFFIX
+from benchmarks.summary import Summary
 
 _SIZE_INCHES = (8.0, 4.2)
 _DPI = 110
@@ -31,7 +35,7 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
     axes.grid(alpha=0.3)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8 if len(handles) <= _MAX_CURVES else 6)
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -40,36 +44,51 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
 
 
 def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:
-    """Returns the share of requests answered within a latency, one curve for each of the longest measurements."""
+    """Returns the share of the window's requests answered within a latency, a curve for each longest measurement."""
     chosen = sorted(summaries, key=lambda s: (-s.load.duration_s, s.name))[:_MAX_CURVES]
 
     def draw(axes: Axes) -> None:
         for summary in sorted(chosen, key=lambda s: s.name):
-            data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
-            latency_ms = np.sort(data.latency_s[data.ok] * 1000)
+            latency_ms = window_latency_ms(summary, folder)
             if latency_ms.size:
                 shares = np.arange(1, latency_ms.size + 1) / latency_ms.size
                 kept = np.linspace(0, latency_ms.size - 1, min(latency_ms.size, _MAX_POINTS)).astype(int)
                 axes.plot(latency_ms[kept], shares[kept], label=summary.name)
         axes.set_xscale("log")
 
-    return _png(draw, "Latency distribution, warm-up included", "latency [ms]", "share answered within it")
+    return _png(draw, "Latency distribution", "latency [ms]", "share answered within it")
+
+
+def window_latency_ms(summary: Summary, folder: Path) -> npt.NDArray[np.float64]:
+    """Returns the sorted latencies of the right answers to requests due in the window, which the tables count too."""
+    data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
+    start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
+    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
+    return np.sort(data.latency_s[due & data.ok] * 1000)
 
 
 def latency_against_rate(summaries: Sequence[Summary], limits: Limits) -> bytes:
-    """Returns p50, p95 and p99 of open loops over the rate, a panel's worth for one kind of load and both tools."""
+    """Returns p50, p95 and p99 of open loops over the rate, lines for each tool and duration: a short run sees less."""
 
     def draw(axes: Axes) -> None:
-        for tool, style in (("locust", "o-"), ("perf_analyzer", "s--")):
-            runs = sorted((s for s in summaries if s.load.tool == tool), key=lambda s: s.offered_per_s)
+        for ((tool, duration_s), runs), marker in zip(by_tool_and_duration(summaries), cycle("osv^Dx")):
+            line = "-" if tool == "locust" else "--"
             for key, colour in (("p50_ms", "#4a7fb5"), ("p95_ms", "#e0a458"), ("p99_ms", "#b5494a")):
-                if runs:
-                    points = [s.offered_per_s for s in runs], [getattr(s, key) for s in runs]
-                    axes.plot(*points, style, color=colour, markersize=4, label=f"{key[:3]} {tool}")
+                points = [s.offered_per_s for s in runs], [getattr(s, key) for s in runs]
+                label = f"{key[:3]} {tool} {duration_s:g} s"
+                axes.plot(*points, marker + line, color=colour, markersize=4, linewidth=1, label=label)
         axes.axhline(limits.p99_ms, color="black", linewidth=1, linestyle=":", label=f"limit {limits.p99_ms:g} ms")
         axes.set_yscale("log")
 
     return _png(draw, "Latency against rate, open loop", "requests offered [1/s]", "latency [ms]")
+
+
+def by_tool_and_duration(summaries: Sequence[Summary]) -> list[tuple[tuple[str, float], list[Summary]]]:
+    """Returns the measurements of each tool and duration in seconds, by rate."""
+    found: dict[tuple[str, float], list[Summary]] = {}
+    for summary in sorted(summaries, key=lambda s: s.offered_per_s):
+        found.setdefault((summary.load.tool, summary.load.duration_s), []).append(summary)
+    return sorted(found.items())
 
 
 def throughput_against_users(summaries: Sequence[Summary]) -> bytes:

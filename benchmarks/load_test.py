@@ -1,10 +1,11 @@
 """What all users of one load test share: texts, connections, known answers, samples, and the window that counts."""
 
+import functools
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,12 @@ import numpy as np
 
 from benchmarks import answers, doors, samples, texts, triton_metrics
 from benchmarks.doors import Door, Urls
-from benchmarks.profiles import Protocol, TextKind
-from benchmarks.samples import OK, Sample
-from benchmarks.summary import SAMPLES_SUFFIX
-from clients import SentimentError
+from benchmarks.profiles import Load, Protocol, TextKind
+from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
+from benchmarks.texts import TextSource
 
 TIMEOUT_S = 10.0
 """A request without an answer by then is a failure."""
-KNOWN_SHARE = 0.25
-"""Share of the texts whose answers under load are compared with the answer to the same text alone, at rest."""
 LABELS = ("negative", "positive")
 """The contract of the model `sentiment`, in the order of its probabilities."""
 logger = logging.getLogger(__name__)
@@ -36,59 +34,105 @@ class Options:
     rate_per_s: float = 10.0
     batch_size: int = 1
     kind: TextKind = "imdb"
-    data: Path | None = None
-    reviews: int = texts.DEFAULT_COUNT
-    seed: int = texts.DEFAULT_SEED
+    source: TextSource = field(default_factory=TextSource)
+    known: Path | None = None
+    """Known answers to these texts (answers.write_known), None to find them out."""
     warmup_s: float = 5.0
     window_s: float = 0.0
     out: str = ""
 
 
-class LoadTest:
-    """One load test; making it asks the known answers, so the service must be at rest and answering.
+class InFlight:
+    """Requests that are due and have not ended, counted as both happen: whatever becomes of their samples, and of
+    those that never end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._since_s = 0.0
+        """Sum of the times at which they became due, less what is over."""
+
+    def due(self, at_s: float) -> None:
+        """One more, due at `at_s`."""
+        self.count += 1
+        self._since_s += at_s
+
+    def ended(self, at_s: float) -> None:
+        """One fewer since `at_s`."""
+        self.count -= 1
+        self._since_s -= at_s
+
+    def integral_s(self, now_s: float) -> float:
+        """Returns the time that all of them have been in flight together, up to `now_s`."""
+        return self.count * now_s - self._since_s
+
+
+@functools.cache
+def _reviews(kind: TextKind, source: TextSource) -> list[str]:
+    """Returns these texts, which take seconds to make, made once a process."""
+    return texts.make(kind, source.reviews, source.seed, source.data)
+
+
+@functools.cache
+def known_answers(kind: TextKind, source: TextSource) -> Mapping[str, str]:
+    """Returns the known labels of these texts (answers.known_labels), found out once a process.
 
     Raises:
-        SentimentError, OSError, TextError: the service does not answer, or the texts cannot be used.
+        OSError, TextError: this checkout has no model, or the texts cannot be used.
+    """
+    reviews = _reviews(kind, source)
+    logger.info("finding out known answers with the model of this checkout ...")
+    known = answers.known_labels(reviews, source.seed)
+    logger.info("%d of %d texts have a known answer", len(known), len(reviews))
+    return known
+
+
+class LoadTest:
+    """One load test.
+
+    Raises:
+        OSError, TextError: there are no known answers, or the texts cannot be used.
     """
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, load: Load | None = None) -> None:
+        """`load` is what `options` amount to, for the raw files."""
+        self.options, self._load = options, load
         self.urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
-        self.reviews = texts.make(options.kind, options.reviews, options.seed, options.data)
-        rng = np.random.default_rng(options.seed)
-        self._order = rng.permutation(len(self.reviews))
+        texts_of = (options.kind, options.source)
+        self.reviews = _reviews(*texts_of)
+        self._known = answers.read_known(options.known) if options.known else known_answers(*texts_of)
+        self._order = np.random.default_rng(options.source.seed).permutation(len(self.reviews))
         self._position = 0
         self._doors: dict[Protocol, Door] = {}
         self._samples: list[Sample] = []
+        self._in_flight = InFlight()
         self._origin_s = time.perf_counter()
         self._raw: dict[str, Any] = {}
-        num_known = round(KNOWN_SHARE * len(self.reviews))
-        ask = self._door("grpc").ask
-        alone = {int(i): ask([self.reviews[i]])[0] for i in rng.choice(len(self.reviews), num_known, replace=False)}
-        self._known = answers.sure_labels(alone)
-        logger.info("%d of %d texts have a known answer", len(self._known), len(self.reviews))
+
+    def due(self, due_s: float) -> None:
+        """Counts a request that is due at `due_s` (time.perf_counter); `ask` with the same time must follow."""
+        self._in_flight.due(due_s)
 
     def ask(self, protocol: Protocol, due_s: float) -> tuple[Sample, Exception | None]:
         """Sends the next reviews, and returns the sample and why it failed, if it did."""
-        indices = self._next()
-        reviews = [self.reviews[index] for index in indices]
+        reviews = self._next()
         error: Exception | None = None
         sent_s = time.perf_counter()
         try:
             predictions = self._door(protocol).ask(reviews)
             done_s = time.perf_counter()
-            answers.check(predictions, LABELS, [self._known.get(index) for index in indices])
-        except (SentimentError, answers.WrongAnswerError, OSError, ValueError) as failure:
+            answers.check(predictions, LABELS, [self._known.get(review) for review in reviews])
+        except Exception as failure:  # whatever the service does under load is a failure of that request
             done_s = time.perf_counter()
             error = failure
         sample = Sample(due_s, sent_s, done_s, len(reviews), OK if error is None else type(error).__name__)
         self._samples.append(sample)
+        self._in_flight.ended(done_s)
         return sample, error
 
-    def _next(self) -> list[int]:
-        """Returns the indices of the next reviews, round and round in one shuffled order."""
+    def _next(self) -> list[str]:
+        """Returns the next reviews, round and round in one shuffled order."""
         start, self._position = self._position, self._position + self.options.batch_size
-        return [int(self._order[place % len(self._order)]) for place in range(start, self._position)]
+        return [self.reviews[self._order[place % len(self._order)]] for place in range(start, self._position)]
 
     def _door(self, protocol: Protocol) -> Door:
         if protocol not in self._doors:
@@ -96,25 +140,41 @@ class LoadTest:
         return self._doors[protocol]
 
     def watch_window(self, sleep: Callable[[float], None]) -> None:
-        """Notes Triton's counters, the time and this process's CPU time at both ends of the window."""
+        """Notes Triton's counters, the time, this process's CPU time and what is in flight at both ends of the window.
+
+        Raises:
+            OSError: Triton's counters cannot be read.
+        """
         sleep(self.options.warmup_s)
         before = triton_metrics.snapshot(self.urls.http, self.urls.metrics)
-        start_s, start_cpu_s = time.perf_counter(), time.process_time()
+        start_s, start_cpu_s, start_in_flight_s = self._now()
         sleep(self.options.window_s)
-        end_s, end_cpu_s = time.perf_counter(), time.process_time()
+        end_s, end_cpu_s, end_in_flight_s = self._now()
         self._raw = {
             "window_s": [start_s - self._origin_s, end_s - self._origin_s],
+            "in_flight": (end_in_flight_s - start_in_flight_s) / max(end_s - start_s, 1e-9),
             "generator": {"cpu_s": end_cpu_s - start_cpu_s, "wall_s": end_s - start_s},
             "triton": {"before": before, "after": triton_metrics.snapshot(self.urls.http, self.urls.metrics)},
-            "known_answers": len(self._known),
+            "known_answers": sum(review in self._known for review in self.reviews),
+            "load": self._load.model_dump() if self._load else None,
+            "gate": False,
         }
+
+    def _now(self) -> tuple[float, float, float]:
+        """Returns the time, this process's CPU time and the time that requests have been in flight, in seconds."""
+        now_s = time.perf_counter()
+        return now_s, time.process_time(), self._in_flight.integral_s(now_s)
 
     def end(self) -> None:
         """Closes the connections; writes samples and window, where `out` says so and the window has passed."""
         for door in self._doors.values():
             door.close()
-        if self.options.out and self._raw:
-            out = Path(self.options.out)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            samples.write(out.with_name(out.name + SAMPLES_SUFFIX), self._samples, self._origin_s)
-            out.with_name(out.name + ".json").write_text(json.dumps(self._raw, indent=1) + "\n")
+        if not self.options.out:
+            return
+        if not self._raw:
+            logger.warning("stopped before the window had passed: %s.json is not written", self.options.out)
+            return
+        out = Path(self.options.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        samples.write(out.with_name(out.name + SAMPLES_SUFFIX), self._samples, self._origin_s)
+        out.with_name(out.name + ".json").write_text(json.dumps(self._raw, indent=1) + "\n")

@@ -4,9 +4,11 @@ import json
 import logging
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import answers, load_test
 from benchmarks.doors import Urls
 from benchmarks.load_test import TIMEOUT_S
 from benchmarks.processes import Watch
@@ -23,8 +25,8 @@ _USERS: dict[tuple[Protocol, str], str] = {
     ("infer", "open"): "InferArrivals",
     ("generate", "open"): "GenerateArrivals",
 }
-_SETTLE_S = 180
-"""Beyond warm-up and window: importing, asking the known answers at rest, requests in flight at the end."""
+_SETTLE_S = 60
+"""Beyond warm-up and window: importing, requests in flight at the end."""
 logger = logging.getLogger(__name__)
 
 
@@ -32,8 +34,8 @@ class LoadError(RuntimeError):
     """A load generator did not deliver its raw files; the message ends with what it said."""
 
 
-def command(load: Load, urls: Urls, out: Path, source: TextSource) -> list[str]:
-    """Returns Locust's command line for `load`; its raw files are `out`.json and `out`.csv.gz."""
+def command(load: Load, urls: Urls, out: Path, source: TextSource, known: Path) -> list[str]:
+    """Returns Locust's command line for `load`; `known` has known answers, its raw files are `out`.json and .csv.gz."""
     users = int(load.level) if load.loop == "closed" else 1
     options: dict[str, Any] = {
         "host": urls.http,
@@ -49,6 +51,7 @@ def command(load: Load, urls: Urls, out: Path, source: TextSource) -> list[str]:
         "out": out,
         "reviews": source.reviews,
         "seed": source.seed,
+        "known": known,
         **({"data": source.data} if source.data else {}),
     }
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -70,32 +73,34 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     """Puts `load` on the service and returns the measurement's description, `out`.json.
 
     Raises:
-        LoadError: Locust failed, or did not end.
+        LoadError: Locust failed, or did not end, or there are no known answers.
     """
-    before = watch.cpu_s()
-    timeout_s = load.warmup_s + load.duration_s + TIMEOUT_S + _SETTLE_S
     try:
-        done = subprocess.run(
-            command(load, urls, out, source),
-            cwd=CHECKOUT,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LoadError(f"Locust did not end within {timeout_s:.0f} s: {_tail(error.stderr)}") from error
+        known = load_test.known_answers(load.texts, source)
+    except OSError as error:
+        raise LoadError(str(error)) from error
     file = out.with_name(out.name + ".json")
+    before = watch.cpu_s()
+    with tempfile.TemporaryDirectory(prefix="locust-") as scratch:
+        answers.write_known(Path(scratch) / "known.json", known)
+        timeout_s = load.warmup_s + load.duration_s + TIMEOUT_S + _SETTLE_S
+        done = _execute(command(load, urls, out, source, Path(scratch) / "known.json"), timeout_s)
     if done.returncode != 0 or not file.exists():
         raise LoadError(f"Locust ended with {done.returncode}: {_tail(done.stderr)}")
     after = watch.cpu_s()
     raw = json.loads(file.read_text())
-    raw["load"] = load.model_dump()
     raw["gate"] = gate
     raw["generator"]["warning"] = _warning(done.stderr)
     raw["server_cpu_s"] = {name: round(after[name] - before.get(name, 0.0), 3) for name in after}
     file.write_text(json.dumps(raw, indent=1) + "\n")
     return file
+
+
+def _execute(arguments: list[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LoadError(f"Locust did not end within {timeout_s:.0f} s: {_tail(error.stderr)}") from error
 
 
 def _warning(log: str) -> str:

@@ -3,6 +3,9 @@
 Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR` (`make bench` puts
 it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own and
 measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
+
+It checks no answers: it could compare them with `validation_data`, but compares those of an open loop with another
+request's once several are in flight. One request that fails ends it and with it the run: its measurements hold none.
 """
 
 import csv
@@ -10,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -24,9 +28,8 @@ from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
 from benchmarks.profiles import Load
-from benchmarks.samples import OK, Sample
+from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
 from benchmarks.service import CHECKOUT
-from benchmarks.summary import SAMPLES_SUFFIX
 from benchmarks.texts import TextSource
 
 WINDOWS = 3
@@ -97,7 +100,11 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
         before = triton_metrics.snapshot(urls.http, urls.metrics)
         printed = _execute(command(binary, load, urls, scratch), scratch, load.duration_s)
         after = triton_metrics.snapshot(urls.http, urls.metrics)
-        generator = {"cpu_s": _children_cpu_s() - cpu_before, "wall_s": time.monotonic() - start_s, "warning": ""}
+        generator = {
+            "cpu_s": _children_cpu_s() - cpu_before,
+            "wall_s": time.monotonic() - start_s,
+            "warning": keeping_up_warning(printed),
+        }
         server_after = watch.cpu_s()
         window_s = _keep_samples(scratch / "profile.json", out, load.batch_size)
         own = next(csv.DictReader((scratch / "own.csv").read_text().splitlines()))
@@ -126,7 +133,7 @@ def _execute(arguments: list[str], scratch: Path, duration_s: float) -> str:
     if done.returncode != 0 or not (scratch / "profile.json").exists():
         said = " | ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise LoadError(f"perf_analyzer ended with {done.returncode}: {said}")
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def _keep_samples(profile: Path, out: Path, batch_size: int) -> list[float]:
@@ -149,6 +156,23 @@ def _keep_samples(profile: Path, out: Path, batch_size: int) -> list[float]:
 def _last_response(request: dict[str, Any]) -> int:
     listed = request["response_timestamps"]
     return int((json.loads(listed) if isinstance(listed, str) else listed)[-1])
+
+
+def keeping_up_warning(printed: str) -> str:
+    """Returns the line in which perf_analyzer says that it did not keep up, "" for none."""
+    return next((line.strip() for line in printed.splitlines() if "[WARNING]" in line and "keep up" in line), "")
+
+
+def version() -> str | None:
+    """Returns what perf_analyzer calls its version, None where there is none to run."""
+    binary = find()
+    if binary is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as scratch:
+        line = [str(binary), "--version"]
+        done = subprocess.run(line, env=_environment(Path(scratch)), capture_output=True, text=True, check=False)
+    found = re.search(r"Version (\S+)", done.stdout + done.stderr)
+    return found[1] if found else None
 
 
 def _composing(printed: str) -> list[str]:

@@ -19,8 +19,8 @@ MEMORY_COLUMNS = ("time_s", "process", "pid", "rss_bytes")
 def family(pid: int | None) -> dict[str, psutil.Process]:
     """Returns Triton's process and those of its Python models by what they do; empty where `pid` is None.
 
-    A Python model's process names the model in its command line (…/models/<name>/<version>/model.py or a shared
-    memory key with it); a second instance of one is `<name> 2`.
+    A Python model's process names the model in its command line (…/<name>/<version>/model.py); a second instance of
+    one is `<name> 2`.
     """
     if pid is None:
         return {}
@@ -134,7 +134,7 @@ def _median(values: list[int]) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the figures depend on: processor, the classifier's runtime on it, cores, memory, system."""
+    """Returns this machine's processor, the runtime that the classifier's `auto` means on it, cores, memory, system."""
     import platform
 
     model = platform.processor()

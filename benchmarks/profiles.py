@@ -39,7 +39,7 @@ class Validity(_Section):
     max_generator_cpu_percent: float = Field(gt=0, le=100)
     """Share of one core that the load generator used."""
     max_littles_law_percent: float = Field(gt=0)
-    """Difference between requests in flight and rate x mean latency."""
+    """Difference between rate x mean latency and the requests in flight (`summary.littles_law`)."""
     max_disagreement_percent: float = Field(gt=0)
     """Difference of p50 or p99 between Locust and perf_analyzer from which on the report warns."""
 
@@ -57,6 +57,8 @@ class Load(_Section):
     """Reviews in each request."""
     warmup_s: float = Field(ge=0)
     duration_s: float = Field(gt=0)
+    probe: bool = False
+    """A step of a search, which goes beyond what the service can do: requests may fail there."""
 
 
 class _Stage(_Section):
@@ -72,17 +74,22 @@ class LoadStage(_Stage):
     tool: Literal["locust", "perf_analyzer"]
     rates_per_s: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
     users: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)] | None = None
-    warmup_s: float = Field(ge=0)
+    warmup_s: float | None = Field(default=None, ge=0)
+    """Locust's alone, which needs it: perf_analyzer has no warm-up."""
     duration_s: float = Field(gt=0)
     gate: bool = False
     """Whether each of these runs must keep the limits."""
 
     @model_validator(mode="after")
-    def _one_loop(self) -> "LoadStage":
+    def _consistent(self) -> "LoadStage":
         if (self.rates_per_s is None) == (self.users is None):
             raise ValueError("expected either rates_per_s (open loop) or users (closed loop)")
         if self.tool == "perf_analyzer" and self.protocol == "generate":
             raise ValueError("perf_analyzer speaks grpc and infer only")
+        if self.tool == "perf_analyzer" and self.warmup_s is not None:
+            raise ValueError("perf_analyzer has no warm-up: leave warmup_s out")
+        if self.tool == "locust" and self.warmup_s is None:
+            raise ValueError("warmup_s is missing, which locust needs")
         return self
 
     def loads(self) -> Iterator[Load]:
@@ -91,7 +98,8 @@ class LoadStage(_Stage):
             yield Load(
                 loop="open" if self.rates_per_s else "closed",
                 level=level,
-                **{key: getattr(self, key) for key in Load.model_fields if key not in ("loop", "level")},
+                warmup_s=self.warmup_s or 0,
+                **{key: getattr(self, key) for key in ("tool", "protocol", "texts", "batch_size", "duration_s")},
             )
 
 
@@ -114,6 +122,19 @@ class Profile(_Section):
     max_memory_growth_percent: float | None = Field(default=None, gt=0)
     """Limit of each server process's growth, from two minutes after the start to the end."""
     stages: list[Annotated[LoadStage | SearchStage, Field(discriminator="tool")]] = Field(min_length=1)
+
+    def at_rate(self, rate_per_s: float) -> "Profile":
+        """Returns the profile with its gated open loops at `rate_per_s` requests a second.
+
+        Raises:
+            ProfileError: it has none, or the rate is not positive.
+        """
+        gated = [isinstance(stage, LoadStage) and stage.gate and bool(stage.rates_per_s) for stage in self.stages]
+        if not any(gated) or not rate_per_s > 0:
+            raise ProfileError(f"rate {rate_per_s:g}: expected a positive one, and a profile with a gated open loop")
+        change = {"rates_per_s": [rate_per_s]}
+        pairs = zip(self.stages, gated, strict=True)
+        return self.model_copy(update={"stages": [s.model_copy(update=change) if g else s for s, g in pairs]})
 
 
 class Profiles(_Section):

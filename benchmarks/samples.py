@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 OK = "ok"
+SAMPLES_SUFFIX = ".csv.gz"
+"""Of the samples' file; what was measured is described in NAME.json beside it."""
 _COLUMNS = ("scheduled_us", "sent_us", "done_us", "reviews", "outcome")
 
 

@@ -1,6 +1,7 @@
 """The service under test: the one that answers at the URLs, or one that is started for the run and stopped after it."""
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -9,17 +10,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks import triton_metrics
+from benchmarks import doors, triton_metrics
 from benchmarks.doors import Urls
+from clients import SentimentError
+from export.repository import MODEL_FILE, manifest_path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 10
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ASK_TIMEOUT_S = 30
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +40,29 @@ class Service:
     pid: int | None
     """Triton's process, None where it runs on another machine or cannot be told."""
     started_here: bool
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is on this machine."""
+    return urlsplit(url).hostname in _LOOPBACK
+
+
+def checkout() -> dict[str, Any]:
+    """Returns commit and model of this checkout, those of a service started here; None for what is unknown."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    model = None
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        model = json.loads(manifest_path().read_text())["files"][MODEL_FILE]["sha256"]
+    return {"commit": commit, "dirty": None if changes is None else bool(changes), "model_sha256": model}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def answers(urls: Urls) -> bool:
@@ -56,9 +84,9 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
     if answers(urls):
         logger.info("testing the service that answers at %s", urls.http)
         _refuse_cache(urls)
-        yield Service(urls, _listening_process(_port(urls.http)), started_here=False)
+        yield Service(urls, _listening_process(urls.http), started_here=False)
         return
-    if urlsplit(urls.http).hostname not in _LOOPBACK:
+    if not is_local(urls.http):
         raise ServiceError(
             f"no service answers at {urls.http}, and one can be started on 127.0.0.1 only: start it there"
         )
@@ -68,12 +96,18 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
 
 
 def _refuse_cache(urls: Urls) -> None:
-    """Raises ServiceError where answers may come out of the response cache: they would be measured, not the model."""
+    """Raises ServiceError where answers may come out of a response cache: they would be measured, not the model."""
+    try:
+        door = doors.open_door("infer", urls, _ASK_TIMEOUT_S)
+        door.ask(["A review, so that a cache has something to count."])
+        door.close()
+    except (OSError, SentimentError) as error:
+        raise ServiceError(f"{urls.http} is ready, but answers no review: {error}") from error
     try:
         metrics = triton_metrics.get(urls.metrics)
     except (OSError, ValueError) as error:
         raise ServiceError(f"no metrics at {urls.metrics}, which the report needs: {error}") from error
-    if "nv_cache_num_entries" in metrics:  # there only where the server has a cache
+    if triton_metrics.has_response_cache(metrics):
         raise ServiceError(f"{urls.http} has a response cache, which would be what is measured: start it without one")
 
 
@@ -127,7 +161,11 @@ def _triton(parent_pid: int) -> int | None:
     return None
 
 
-def _listening_process(port: int) -> int | None:
+def _listening_process(http_url: str) -> int | None:
+    """Returns the process that listens at `http_url`, None where it is on another machine or cannot be told."""
+    if not is_local(http_url):
+        return None
+    port = _port(http_url)
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ import numpy as np
 
 from benchmarks import samples, triton_metrics
 from benchmarks.profiles import Limits, Load, Validity
-from benchmarks.samples import OK, Samples
+from benchmarks.samples import OK, SAMPLES_SUFFIX, Samples
 from benchmarks.triton_metrics import Batching
 
-SAMPLES_SUFFIX = ".csv.gz"
+MAX_RATE_MISSED = 0.05
+"""An open loop may miss its rate by this share, or by `MAX_RATE_SIGMAS` standard deviations where that is more: the
+number of Poisson arrivals in a short window varies."""
+MAX_RATE_SIGMAS = 3
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Summary:
     name: str
     load: Load
     gate: bool
+    window_s: float
+    """Length of the window."""
     requests: int
     """Due in the window."""
     failures: dict[str, int]
@@ -39,7 +45,7 @@ class Summary:
     p99_ms: float
     mean_ms: float
     in_flight: float
-    """Requests due and not yet answered, averaged over the window."""
+    """Requests due and not yet answered, averaged over the window; the users of a closed loop (see `littles_law`)."""
     littles_law_percent: float
     """Difference between `in_flight` and rate x mean latency, in percent of `in_flight`."""
     send_lag_p99_ms: float
@@ -48,6 +54,8 @@ class Summary:
     """CPU time of the load generator over the window, in percent of one core."""
     generator_warning: str
     """What the generator itself said about not keeping up, "" for nothing."""
+    known_answers: int | None
+    """Texts whose right answer was known; None where no answers were checked."""
     batching: Batching | None
 
     @property
@@ -55,11 +63,25 @@ class Summary:
         """Share of the requests that failed or were answered wrongly."""
         return 100 * sum(self.failures.values()) / self.requests if self.requests else 100.0
 
+    @property
+    def p99_is_maximum(self) -> bool:
+        """Whether so few requests were answered rightly that the slowest of them is the p99."""
+        return self.requests - sum(self.failures.values()) <= 100
+
     def invalid(self, validity: Validity) -> list[str]:
         """Returns why the measurement says nothing about the service; empty when it does."""
         reasons = []
         if not self.requests:
             reasons.append("no request was due in the window")
+        if self.known_answers == 0:
+            reasons.append("no right answer was known, so that wrong ones passed: raise --reviews")
+        due = self.load.level * self.window_s
+        missed = abs(self.requests - due)
+        if self.load.loop == "open" and missed > max(MAX_RATE_MISSED * due, MAX_RATE_SIGMAS * math.sqrt(due)):
+            reasons.append(
+                f"the load generator did not keep to its rate: {self.offered_per_s:.1f} requests/s were due, expected "
+                f"{self.load.level:g}"
+            )
         if self.generator_cpu_percent > validity.max_generator_cpu_percent:
             reasons.append(
                 f"the load generator was the bottleneck: it used {self.generator_cpu_percent:.0f} % of a core, limit "
@@ -84,18 +106,31 @@ class Summary:
         ]
 
 
-def littles_law(data: Samples, start_s: float, end_s: float) -> tuple[float, float]:
+def littles_law(
+    data: Samples, start_s: float, end_s: float, users: float | None = None, counted: float | None = None
+) -> tuple[float, float]:
     """Returns requests in flight, averaged over the window, and the percentage by which rate x mean latency differs.
 
-    In flight counts what overlaps the window, whenever it was due; rate and latency those due in it. They agree in a
-    steady state, and not when a queue grows or answers went missing.
+    In flight are the `users` of a closed loop, who always have one, or what the generator `counted` as requests became
+    due and ended. Neither comes from the samples, so users that ended and samples that are missing show. Without either
+    it is what overlaps the window by the samples: they agree in a steady state, and not when a queue grows.
+
+    Rate and latency are those of requests due in the window. In a closed loop, which has a steady state by nature, a
+    request under way at an edge counts by its part within: a few long ones would otherwise come out by chance.
     """
     length_s = end_s - start_s
     overlap_s = np.minimum(data.done_s, end_s) - np.maximum(data.scheduled_s, start_s)
-    in_flight = float(np.maximum(overlap_s, 0).sum()) / length_s
+    by_samples = float(np.maximum(overlap_s, 0).sum()) / length_s
+    if users is not None:
+        return users, _percent_off(by_samples, users)
     due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
     product = float(data.latency_s[due].sum()) / length_s
-    return in_flight, 100 * abs(in_flight - product) / in_flight if in_flight else float("nan")
+    in_flight = by_samples if counted is None else counted
+    return in_flight, _percent_off(product, in_flight)
+
+
+def _percent_off(value: float, reference: float) -> float:
+    return 100 * abs(value - reference) / reference if reference else float("nan")
 
 
 def summarise(file: Path) -> Summary:
@@ -108,14 +143,18 @@ def summarise(file: Path) -> Summary:
     answered_in_time = data.ok & (data.done_s >= start_s) & (data.done_s < end_s)
     latency_ms = data.latency_s[due & data.ok] * 1000
     lag_ms = (data.sent_s - data.scheduled_s)[due] * 1000
-    in_flight, littles_law_percent = littles_law(data, start_s, end_s)
+    load = Load.model_validate(raw["load"])
+    # perf_analyzer leaves out what its users are waiting for at the end.
+    users = load.level if load.loop == "closed" and load.tool == "locust" else None
+    in_flight, littles_law_percent = littles_law(data, start_s, end_s, users, raw.get("in_flight"))
     p50, p95, p99 = (_percentile(latency_ms, percent) for percent in (50, 95, 99))
     outcomes = Counter(outcome for outcome, is_due in zip(data.outcomes, due, strict=True) if is_due)
     snapshots = raw["triton"]
     return Summary(
         name=name,
-        load=Load.model_validate(raw["load"]),
+        load=load,
         gate=raw["gate"],
+        window_s=end_s - start_s,
         requests=int(due.sum()),
         failures={outcome: count for outcome, count in sorted(outcomes.items()) if outcome != OK},
         offered_per_s=int(due.sum()) / (end_s - start_s),
@@ -129,6 +168,7 @@ def summarise(file: Path) -> Summary:
         send_lag_p99_ms=_percentile(lag_ms, 99),
         generator_cpu_percent=100 * raw["generator"]["cpu_s"] / raw["generator"]["wall_s"],
         generator_warning=raw["generator"].get("warning", ""),
+        known_answers=raw.get("known_answers"),
         batching=triton_metrics.batching(snapshots["before"], snapshots["after"]) if snapshots else None,
     )
 

@@ -60,7 +60,7 @@ def make(kind: TextKind, count: int = DEFAULT_COUNT, seed: int = DEFAULT_SEED, d
     if kind == "short":
         return generate(count, seed, _SHORT_QUANTILES)
     if data is None:
-        return generate(count, seed)
+        return generate(count, seed, evenly=True)
     return _draw(_read(data), count, seed, data)
 
 

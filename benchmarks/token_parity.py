@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas
@@ -32,7 +33,15 @@ def differences(reviews: Sequence[str], served: ReviewEncoder, checkpoint: Path)
         expected = reference([clean(review) for review in batch], truncation=True, max_length=served.max_length)
         for index, (ours, theirs) in enumerate(zip(served.encode(batch), expected["input_ids"], strict=True)):
             if ours != theirs:
-                yield start + index, f"{len(ours)} ids served, {len(theirs)} expected"
+                yield start + index, first_difference(ours, theirs)
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Returns where two unequal lists of ids differ first, and the ids there; past the end of a list it is `none`."""
+    pairs = enumerate(zip_longest(ours, theirs, fillvalue="none"))
+    position, (served, expected) = next((place, pair) for place, pair in pairs if pair[0] != pair[1])
+    counts = f"{len(ours)} ids served, {len(theirs)} expected"
+    return f"id {served} served, {expected} expected at position {position} ({counts})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

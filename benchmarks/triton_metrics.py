@@ -45,10 +45,42 @@ def snapshot(http_url: str, metrics_url: str) -> dict[str, Any]:
     return {"counters": parse(get(metrics_url)), "batches": batches}
 
 
-def instances(http_url: str, model: str) -> int:
-    """Returns how many instances of `model` work side by side; raises OSError."""
-    config = json.loads(get(f"{http_url}/v2/models/{model}/config"))
+def server_version(http_url: str) -> str:
+    """Returns the version of Triton that answers at `http_url`; raises OSError."""
+    return str(json.loads(get(f"{http_url}/v2"))["version"])
+
+
+def configuration(http_url: str, model: str) -> dict[str, Any]:
+    """Returns the configuration that `model` is served with; raises OSError."""
+    served: dict[str, Any] = json.loads(get(f"{http_url}/v2/models/{model}/config"))
+    return served
+
+
+def instances(config: Mapping[str, Any]) -> int:
+    """Returns how many instances of a model of that configuration work side by side."""
     return sum(int(group["count"]) * max(len(group.get("gpus", [])), 1) for group in config["instance_group"])
+
+
+def max_merged(config: Mapping[str, Any]) -> int:
+    """Returns how many reviews of several requests an execution of a model of that configuration takes at most."""
+    preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
+    return int(max(preferred, default=config["max_batch_size"]))
+
+
+def runtime(config: Mapping[str, Any]) -> str:
+    """Returns what runs the classifier of that configuration: its parameter `runtime`, or its backend without one."""
+    named = config.get("parameters", {}).get("runtime", {}).get("string_value")
+    return str(named or config["backend"])
+
+
+def has_response_cache(metrics: str) -> bool:
+    """Whether a server with these metrics answers out of a response cache, once it has answered a request.
+
+    Every server counts hits and misses by model, and stays at zero without a cache; the local cache alone counts its
+    entries.
+    """
+    counted = re.findall(r"^nv_cache_num_(?:hits|misses)_per_model\S* (\S+)", metrics, re.MULTILINE)
+    return "nv_cache_num_entries" in metrics or any(float(value) > 0 for value in counted)
 
 
 @dataclass(frozen=True)

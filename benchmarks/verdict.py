@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processes
+from benchmarks.answers import WrongAnswerError
 from benchmarks.profiles import Limits, Profile, Validity
-from benchmarks.summary import SAMPLES_SUFFIX, Summary, summarise
+from benchmarks.samples import SAMPLES_SUFFIX
+from benchmarks.summary import Summary, summarise
 
 MEMORY_FILE = "memory.csv"
 RUN_FILE = "run.json"
+WRONG_ANSWER = WrongAnswerError.__name__
+"""The kind of failure that no run may hold."""
 SETTLE_S = 120
 """Memory may grow this long after the start before its growth counts."""
 
@@ -26,11 +30,13 @@ class Verdict:
     """Limits that do not hold, and measurements that are needed for the gate and invalid."""
     remarks: list[str]
     """What is worth knowing and breaks nothing: invalid measurements outside the gate, tools that disagree."""
+    judged: bool
+    """Whether a measurement had to keep the limits on latency, by a profile that is known."""
 
     @property
-    def passed(self) -> bool:
-        """Nothing is broken."""
-        return not self.broken
+    def passed(self) -> bool | None:
+        """False where something is broken, None where nothing is and nothing was judged."""
+        return False if self.broken else True if self.judged else None
 
 
 def read_all(folder: Path) -> list[Summary]:
@@ -39,22 +45,50 @@ def read_all(folder: Path) -> list[Summary]:
     return [summarise(file) for file in files]
 
 
-def judge(summaries: Sequence[Summary], limits: Limits, validity: Validity, profile: Profile, folder: Path) -> Verdict:
-    """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it."""
+def judge(
+    summaries: Sequence[Summary], limits: Limits, validity: Validity, profile: Profile | None, folder: Path
+) -> Verdict:
+    """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it.
+
+    `profile` is None where it is not known any more: what breaks every run is still told.
+    """
     broken: list[str] = []
     remarks: list[str] = []
     for summary in summaries:
         invalid = [f"{summary.name}: invalid, {reason}" for reason in summary.invalid(validity)]
-        if summary.gate:
-            broken += invalid + [f"{summary.name}: {reason}" for reason in summary.broken(limits)]
-        else:
-            remarks += invalid
-            if any(kind == "WrongAnswerError" for kind in summary.failures):
-                broken.append(f"{summary.name}: {summary.failures['WrongAnswerError']} wrong answers")
+        (broken if summary.gate else remarks).extend(invalid)
+        broken += [f"{summary.name}: {reason}" for reason in broken_by(summary, limits)]
     remarks += disagreements(summaries, validity)
-    broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent)
+    broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent if profile else None)
     broken += memory_excess(folder / MEMORY_FILE, limits.memory_mib)
-    return Verdict(broken, remarks)
+    return Verdict(broken, remarks, judged=profile is not None and any(summary.gate for summary in summaries))
+
+
+def headline(outcome: Verdict, limits: Limits) -> str:
+    """Returns the outcome and what it is about, in one line."""
+    latencies = f"p50 <= {limits.p50_ms:g} ms, p99 <= {limits.p99_ms:g} ms"
+    if outcome.passed is None:
+        return f"not judged: {latencies}, for no measurement is gated by a profile that is known"
+    return f"{'passed' if outcome.passed else 'failed'}: {latencies}, failures <= {limits.failures_percent:g} %"
+
+
+def broken_by(summary: Summary, limits: Limits) -> list[str]:
+    """Returns what of one measurement breaks its run.
+
+    Wrong answers always, failures beyond their limit in all but a search's probes, the other limits where it is gated.
+    """
+    wrong = summary.failures.get(WRONG_ANSWER, 0)
+    reasons = [f"{wrong} wrong answers"] if wrong else []
+    if summary.gate:
+        reasons += summary.broken(limits)
+    elif not summary.load.probe and summary.failures_percent > limits.failures_percent:
+        reasons.append(f"failures_percent is {summary.failures_percent:.1f}, limit {limits.failures_percent:g}")
+    return [f"{reason} ({failure_kinds(summary)})" if "failures" in reason else reason for reason in reasons]
+
+
+def failure_kinds(summary: Summary) -> str:
+    """Returns how many requests failed in which way, as in `ServerError 3, WrongAnswerError 1`; none is `none`."""
+    return ", ".join(f"{kind} {count}" for kind, count in summary.failures.items()) or "none"
 
 
 def memory_growth(file: Path, limit_percent: float | None) -> list[str]:

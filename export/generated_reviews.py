@@ -42,16 +42,21 @@ def _sentence(rng: np.random.Generator, mood: tuple[str, ...]) -> str:
     return " ".join(parts).capitalize() + rng.choice([".", "!", ".<br /><br />"], p=[0.8, 0.1, 0.1])
 
 
-def generate(num_reviews: int, seed: int, quantiles: Sequence[tuple[float, int]] = LENGTH_QUANTILES) -> list[str]:
+def generate(
+    num_reviews: int, seed: int, quantiles: Sequence[tuple[float, int]] = LENGTH_QUANTILES, *, evenly: bool = False
+) -> list[str]:
     """Returns `num_reviews` reviews, positive, negative and mixed in turn; the same seed gives the same reviews.
 
     `quantiles` are pairs of (share of the reviews, tokens), as in `LENGTH_QUANTILES`; a review ends with the sentence
-    that reaches its length.
+    that reaches its length. `evenly` draws one from each slice of the distribution, so that few reviews follow it too.
     """
     rng = np.random.default_rng(seed)
     shares, tokens = zip(*quantiles, strict=True)
+    drawn = rng.random(num_reviews)
+    if evenly:
+        drawn = (rng.permutation(num_reviews) + drawn) / num_reviews
     reviews = []
-    for index, length in enumerate(np.interp(rng.random(num_reviews), shares, tokens)):
+    for index, length in enumerate(np.interp(drawn, shares, tokens)):
         mood = (_GOOD, _BAD, _GOOD + _BAD)[index % 3]
         sentences: list[str] = []
         num_words = 0

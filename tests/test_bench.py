@@ -3,19 +3,33 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import serving
 from serving import CHECKOUT, Server
 
 from benchmarks import perf_analyzer, verdict
+from export.repository import MODEL_FILE, REPOSITORY
 
+LOCUST = {"tool": "locust", "warmup_s": 0.5}
 STAGES: list[dict[str, Any]] = [
-    {"tool": "locust", "name": "grpc", "protocol": "grpc", "rates_per_s": [20], "batch_size": 2, "gate": True},
-    {"tool": "locust", "name": "infer", "protocol": "infer", "users": [2]},
-    {"tool": "locust", "name": "generate", "protocol": "generate", "rates_per_s": [10], "texts": "short"},
+    {**LOCUST, "name": "grpc", "protocol": "grpc", "rates_per_s": [4], "batch_size": 2, "gate": True},
+    {**LOCUST, "name": "infer", "protocol": "infer", "users": [2]},
+    {**LOCUST, "name": "generate", "protocol": "generate", "rates_per_s": [8], "texts": "short"},
 ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real serve.py with this checkout's model, whose labels are the known answers."""
+    if not (REPOSITORY / MODEL_FILE).exists():
+        pytest.skip("no model is installed in this checkout: make export")
+    started = serving.start(REPOSITORY, tmp_path_factory.mktemp("log") / "triton.log")
+    yield started
+    started.stop()
 
 
 def bench(
@@ -29,14 +43,12 @@ def bench(
             "max_littles_law_percent": 100,
             "max_disagreement_percent": 15,
         },
-        "profiles": {
-            "try": {"about": "", "stages": [{"warmup_s": 0.5, "duration_s": 1.5, **stage} for stage in stages]}
-        },
+        "profiles": {"try": {"about": "", "stages": [{"duration_s": 1.5, **stage} for stage in stages]}},
     }
     (folder / "profiles.yaml").write_text(json.dumps(content))
     urls = ["--http-url", server.http_url, "--grpc-url", server.grpc_url, "--metrics-url", server.metrics_url]
-    options = ["--profiles", str(folder / "profiles.yaml"), "--profile", "try", "--reviews", "16", "--out", str(folder)]
-    command = [sys.executable, "-m", "benchmarks.bench", *options, *urls]
+    options = ["--profiles", str(folder / "profiles.yaml"), "--profile", "try", "--reviews", "16"]
+    command = [sys.executable, "-m", "benchmarks.bench", *options, "--out", str(folder / "out"), *urls]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -45,23 +57,28 @@ def test_every_kind_of_user_is_measured_and_kept_raw(server: Server, tmp_path: P
     assert run.returncode == 0, run.stdout + run.stderr
     document = json.loads(run.stdout.splitlines()[-1])
     assert document["passed"] is True
-    measured = {summary.name: summary for summary in verdict.read_all(tmp_path)}
-    assert set(measured) == {"grpc-20", "infer-2", "generate-10"}
+    out = tmp_path / "out"
+    measured = {summary.name: summary for summary in verdict.read_all(out)}
+    assert set(measured) == {"grpc-4", "infer-2", "generate-8"}
     for summary in measured.values():
         assert summary.requests > 0
         assert summary.failures == {}
         assert summary.batching is not None
         assert summary.batching.reviews > 0
-    assert json.loads((tmp_path / verdict.RUN_FILE).read_text())["machine"]["cores"] >= 1
+    facts = json.loads((out / verdict.RUN_FILE).read_text())
+    assert facts["machine"]["cores"] >= 1
+    assert facts["machine"]["of"] == "service and load generator"
+    assert facts["runtime"] in ("openvino", "onnxruntime")
+    assert facts["versions"]["triton"] == "2.51.0"
     assert {"triton", "tokenizer", "classifier"} <= {
-        line.split(",")[1] for line in (tmp_path / verdict.MEMORY_FILE).read_text().splitlines()[1:]
+        line.split(",")[1] for line in (out / verdict.MEMORY_FILE).read_text().splitlines()[1:]
     }
 
 
 def test_a_broken_limit_fails_the_run(server: Server, tmp_path: Path) -> None:
     run = bench(server, tmp_path, STAGES[:1], p99_ms=0.001)
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "BROKEN grpc-20: p99_ms" in run.stdout
+    assert "BROKEN grpc-4: p99_ms" in run.stdout
     assert json.loads(run.stdout.splitlines()[-1])["passed"] is False
 
 
@@ -71,9 +88,10 @@ def test_perf_analyzer_leaves_the_same_raw_files(server: Server, tmp_path: Path)
     stage = {"tool": "perf_analyzer", "name": "pa", "protocol": "grpc", "users": [2], "duration_s": 3}
     run = bench(server, tmp_path, [stage], p99_ms=5000)
     assert run.returncode == 0, run.stdout + run.stderr
-    (summary,) = verdict.read_all(tmp_path)
+    assert json.loads(run.stdout.splitlines()[-1])["passed"] is None
+    (summary,) = verdict.read_all(tmp_path / "out")
     assert summary.requests > 0
-    assert json.loads((tmp_path / "pa-2.json").read_text())["perf_analyzer"]["composing_models"]
+    assert json.loads((tmp_path / "out" / "pa-2.json").read_text())["perf_analyzer"]["composing_models"]
 
 
 def test_no_service_on_another_machine_is_an_error_with_the_remedy(tmp_path: Path) -> None:
@@ -81,3 +99,4 @@ def test_no_service_on_another_machine_is_an_error_with_the_remedy(tmp_path: Pat
     run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 2
     assert "start it there" in run.stderr
+    assert "start it there" in json.loads(run.stdout.splitlines()[-1])["error"]

@@ -95,8 +95,8 @@ def test_a_growing_queue_breaks_littles_law(tmp_path: Path) -> None:
     assert any("not in a steady state" in reason for reason in measured(tmp_path, growing).invalid(VALIDITY))
 
 
-@pytest.mark.parametrize(("gate", "passed"), [(True, False), (False, True)])
-def test_only_gated_measurements_must_keep_the_limits(tmp_path: Path, gate: bool, passed: bool) -> None:
+@pytest.mark.parametrize(("gate", "passed"), [(True, False), (False, None)])
+def test_only_gated_measurements_must_keep_the_limits(tmp_path: Path, gate: bool, passed: bool | None) -> None:
     slow = measured(tmp_path, steady(0.3), gate=gate)
     profile = Profile.model_validate({"about": "", "stages": [{**STAGE, "name": "x"}]})
     assert verdict.judge([slow], LIMITS, VALIDITY, profile, tmp_path).passed is passed
@@ -221,7 +221,7 @@ def test_generated_texts_follow_the_stated_quantiles() -> None:
     lengths = texts.token_counts(reviews)
     for share, tokens in LENGTH_QUANTILES:
         if 0.1 <= share <= 0.9:
-            assert np.quantile(lengths, share) == pytest.approx(tokens, rel=0.2)
+            assert np.quantile(lengths, share) == pytest.approx(tokens, rel=0.08)
     assert max(texts.token_counts(texts.make("short", 200))) <= texts.MAX_SHORT_TOKENS
 
 

@@ -1,6 +1,7 @@
 """The comparison's arithmetic, plan and report, on raw files made here; no server of this project runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from benchmarks.samples import write as write_samples
 WINDOW_S = 10.0
 
 
-@pytest.mark.parametrize(("plan", "limit_minutes"), [(DEFAULT, 40), (QUICK, 5)])
+@pytest.mark.parametrize(("plan", "limit_minutes"), [(DEFAULT, 50), (QUICK, 6)])
 def test_plan_keeps_its_documented_duration(plan: Plan, limit_minutes: float) -> None:
     assert plan.minutes(len(SYSTEMS)) <= limit_minutes
 
@@ -51,6 +52,11 @@ def test_ratio_is_taken_round_by_round_and_infinite_over_nothing() -> None:
     assert (ratio.median, ratio.lowest) == (3.0, 2.0)
 
 
+def test_an_aim_over_nothing_is_not_reached_with_nothing() -> None:
+    ratio = Spread((0.0, 0.0)).over(Spread((0.0, 0.0)))
+    assert not table.Aim("sustained rate", ratio, 6, at_least=True).holds
+
+
 def test_arrivals_are_the_same_for_every_system_and_have_the_rate_asked_for() -> None:
     times = arrivals(rate_per_s=50, length_s=100, seed=3)
     assert times == arrivals(rate_per_s=50, length_s=100, seed=3)
@@ -65,14 +71,6 @@ def test_review_takes_its_place_in_any_body() -> None:
 def test_cpu_share_is_that_of_the_processes_so_named() -> None:
     spent = cpu.difference({"1 tritonserver": 2.0}, {"1 tritonserver": 3.0, "7 tokenizer": 1.0, "8 classifier": 6.0})
     assert cpu.share(spent, "tokenizer") == pytest.approx(1 / 8)
-
-
-def test_token_counters_are_read_from_tritons_metrics() -> None:
-    text = (
-        '# TYPE sentiment_tokens counter\nsentiment_tokens{kind="review",model="classifier",version="1"} 970\n'
-        'sentiment_tokens{kind="padding",model="classifier",version="1"} 30.5\nother_tokens{kind="review"} 5\n'
-    )
-    assert cpu.parse_token_counters(text) == {"review": 970, "padding": 30.5}
 
 
 def test_layout_of_the_service_is_read_from_its_configuration(tmp_path: Path) -> None:
@@ -99,11 +97,18 @@ def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> N
     python = tmp_path / "litserve" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.touch()
-    here = type(machine)(machine.serve_python, tmp_path / "PEER", tmp_path / "nothing", 2)
+    here = replace(machine, peers=tmp_path / "PEER", checkpoint=tmp_path / "nothing")
     torch, ray, same = chosen(["litserve-torch", "ray-torch", "litserve-shipped"])
     assert "make train" in here.missing(torch)
     assert here.missing(same) == ""
     assert "make .venv-peer-ray/.ready" in here.missing(ray)
+
+
+def test_batching_peers_share_the_cores_among_their_workers(tmp_path: Path) -> None:
+    machine = replace(default_machine(4), peer_workers=2)
+    one_by_one, batching = (machine.environ(s, (1, 2, 3), tmp_path) for s in chosen(["fastapi-torch", "ray-torch"]))
+    assert (one_by_one["PEER_WORKERS"], one_by_one["PEER_THREADS"]) == ("1", "4")
+    assert (batching["PEER_WORKERS"], batching["PEER_THREADS"]) == ("2", "2")
 
 
 def test_answers_across_an_edge_of_the_window_count_by_their_part_in_it(tmp_path: Path) -> None:
@@ -121,13 +126,15 @@ def test_report_shows_ratios_aims_and_what_is_missing(comparison: Comparison) ->
         "saturated throughput, this service, HTTP, over the ceiling | 0.800 (0.800..0.800) | at least 0.85 | **no**"
         in (report)
     )
-    assert "p50 at concurrency 1 less 1.15 x in process, this service, HTTP | -0.650" in report
+    assert "p50 at concurrency 1 less 1.15 x in process, this service, HTTP | 0.350" in report
+    assert "| 20 | 2.00 (2.00..2.00) | 4.00 (4.00..4.00) |" in report
+    assert "| this service, HTTP | 3.50 (3.50..3.50) | 0.020 (0.020..0.020) | 0.20 (0.20..0.20) |" in report
     assert "- ray-torch: no environment" in report
 
 
 def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison: Comparison) -> None:
     service = comparison.systems["service"]
-    assert service.padding_share.values == (0.02, 0.02)
+    assert service.padding_share.values == pytest.approx((0.02, 0.02))
     assert service.tokenizer_share.values == pytest.approx((0.05, 0.05))
     assert service.generator_cores.values == pytest.approx((0.3, 0.3))
 
@@ -178,6 +185,14 @@ def test_chart_is_a_png(comparison: Comparison, tmp_path: Path, draw: str) -> No
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_time_of_one_review_is_a_share_of_what_was_measured_in_the_same_round(comparison: Comparison) -> None:
+    found = {aim.what: aim for aim in table.aims(comparison)}
+    assert found["time of 20 tokens over 256, one at a time, in process"].found.values == (0.1, 0.1)
+    served = found["time of 20 tokens over 256, one at a time, this service, HTTP"]
+    assert served.found.values == pytest.approx((0.2, 0.2))
+    assert not served.holds
+
+
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
     """Two rounds of the service (40 reviews/s, 20 sustained) and of a peer (10 and 5), ceiling 50."""
@@ -196,31 +211,53 @@ def comparison(tmp_path: Path) -> Comparison:
     _write(tmp_path / "run.json", run)
     candidate = {"layout": "1 x 2", "grouping": "one by one", "reviews_per_s": 50.0, "tokens_per_s": 1.0}
     _write(tmp_path / "candidates.json", [candidate])
-    _write(tmp_path / "curve.json", [{"tokens": n, "text": "", "seconds": [n / 1000]} for n in (20, 256)])
+    _write(tmp_path / "lengths.json", [{"tokens": n, "text": ""} for n in (20, 256)])
     for folder in (tmp_path / "round-1", tmp_path / "round-2"):
         folder.mkdir()
         _write(folder / "service.ceiling-before.json", [{"reviews_per_s": 55.0}, {"reviews_per_s": 48.0}])
         _write(folder / "service.ceiling-after.json", [{"reviews_per_s": 41.0}, {"reviews_per_s": 52.0}])
-        _write(folder / "service.in-process-0.json", [0.010])
-        _write(folder / "service.in-process-1.json", [0.012])
         for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):
             _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
             _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)
             _load(folder / f"{name}.open-080", 2 * sustained_per_s, latency_s=0.1, complete=False)
         _load(folder / "service.saturated-20", 400, latency_s=0.1, complete=True)
         _load(folder / "service.saturated-256", 40, latency_s=0.1, complete=True)
-        _load(folder / "service.lone-0", 50, latency_s=0.011, complete=True)
-        _load(folder / "service.lone-1", 50, latency_s=0.013, complete=True)
+        _load(folder / "service.lone", 50, latency_s=0.013, complete=True, in_process_s=[0.009, 0.011, 0.020])
+        curve = [Sample(at, at, at + latency_s, 1, OK) for at, latency_s in enumerate((0.004, 0.020, 0.004, 0.020))]
+        _load(folder / "service.curve", 0, 0.0, complete=True, extra=curve, in_process_s=[0.002, 0.020, 0.002, 0.020])
         failed = [Sample(-2.0, -2.0, -1.0, 1, outcome) for outcome in ("wrong answer", "TimeoutError")]
         _load(folder / "litserve-torch.open-090", 1, latency_s=0.3, complete=True, extra=failed)
     return results.read(tmp_path)
+
+
+def _counters(times: int) -> dict[str, object]:
+    """Triton's counters after so many times of 7 reviews in 2 executions, 98 tokens and 2 of padding, in 100 us."""
+    counters = {
+        "nv_inference_request_success{sentiment}": 7,
+        "nv_inference_request_duration_us{sentiment}": 100,
+        "nv_inference_queue_duration_us{classifier}": 20,
+        "nv_inference_compute_infer_duration_us{tokenizer}": 10,
+        "nv_inference_compute_infer_duration_us{classifier}": 60,
+        "nv_inference_count{classifier}": 7,
+        "nv_inference_exec_count{classifier}": 2,
+        'sentiment_classifier_tokens{kind="review"}': 98,
+        'sentiment_classifier_tokens{kind="padding"}': 2,
+    }
+    return {"counters": {name: value * times for name, value in counters.items()}, "batches": {}}
 
 
 def _write(file: Path, value: object) -> None:
     file.write_text(json.dumps(value))
 
 
-def _load(out: Path, per_s: int, latency_s: float, complete: bool, extra: list[Sample] | None = None) -> None:
+def _load(
+    out: Path,
+    per_s: int,
+    latency_s: float,
+    complete: bool,
+    extra: list[Sample] | None = None,
+    in_process_s: list[float] | None = None,
+) -> None:
     """Writes a load of `per_s` requests a second, due and answered at even distances."""
     due_s = [(place + 0.5) / per_s for place in range(int(per_s * (WINDOW_S + latency_s)))]
     samples = [Sample(t - latency_s, t - latency_s, t, 1, OK) for t in due_s]
@@ -231,6 +268,7 @@ def _load(out: Path, per_s: int, latency_s: float, complete: bool, extra: list[S
         "wall_s": WINDOW_S,
         "generator_cpu_s": 3.0,
         "server_cpu_s": {"1 tritonserver": 2.0, "2 tokenizer": 1.0, "3 classifier": 17.0},
-        "tokens": {"review": 98.0, "padding": 2.0} if out.name.startswith("service") else {},
+        "triton": {"before": _counters(0), "after": _counters(1)} if out.name.startswith("service.") else None,
+        "in_process_s": in_process_s,
     }
     _write(out.with_name(out.name + ".json"), record)

@@ -10,8 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.compare import inprocess, load, measure
+from benchmarks.compare import inprocess, load, lone, measure
 from benchmarks.compare.doors import Door
 from benchmarks.compare.load import WRONG, Spec
 from benchmarks.compare.plan import LIMIT_S
@@ -51,8 +53,29 @@ def door() -> Iterator[Door]:
 
 def test_answers_are_compared_with_the_known_ones(door: Door) -> None:
     texts, labels = ["good", "bad", "fence", "broken"], ["positive", "negative", None, "positive"]
-    _, samples, _ = asyncio.run(load.run(Spec(door, texts, labels, 0, 0, 0, in_turn=True)))
+    record, samples, _ = asyncio.run(load.run(Spec(door, texts, labels, 0, 0, 0, lone_threads=1)))
     assert [sample.outcome for sample in samples] == [OK, WRONG, OK, "UnexpectedStatusError"]
+    assert len(record["in_process_s"]) == len(texts)
+
+
+def test_lone_reviews_run_in_process_and_are_sent_in_turn(door: Door) -> None:
+    texts = [f"review {number}" for number in range(2 * lone.TURN + 1)]
+    record, samples, _ = asyncio.run(load.run(Spec(door, texts, [None] * len(texts), 0, 0, 0, lone_threads=1)))
+    turns = [samples[start : start + lone.TURN] for start in range(0, len(samples), lone.TURN)]
+    assert [len(turn) for turn in turns] == [lone.TURN, lone.TURN, 1]
+    for place, turn in enumerate(turns[1:], start=1):
+        in_process_s = sum(record["in_process_s"][place * lone.TURN : (place + 1) * lone.TURN])
+        assert turn[0].sent_s - turns[place - 1][-1].done_s >= in_process_s, "nothing else fits between two turns"
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(0, 5))
+def test_order_holds_every_text_once_and_mixes_lengths_all_along(lengths: list[int], seed: int) -> None:
+    order = load.mixed_order(lengths, seed)
+    assert sorted(order) == list(range(len(lengths)))
+    if len(set(lengths)) == len(lengths) >= 2 * load.STRATA:
+        first = [lengths[index] for index in order[: load.STRATA]]
+        middle = sorted(lengths)[len(lengths) // 2]
+        assert min(first) < middle <= max(first)
 
 
 def test_closed_loop_sends_every_text_and_notes_the_generators_cpu(door: Door, tmp_path: Path) -> None:

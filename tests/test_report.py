@@ -1,4 +1,4 @@
-"""The report and the model of capacity, on raw files made here by a queue whose capacity is known. No server runs."""
+"""The report, on raw files made here by a queue whose capacity is known. No server runs."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import capacity, capacity_model, profiles, report, samples, texts, verdict
+from benchmarks import capacity_fit, capacity_model, profiles, report, samples, texts, verdict
 from benchmarks.capacity_model import Service
 from benchmarks.profiles import Load
 from benchmarks.samples import OK, Sample
@@ -30,7 +30,7 @@ def contention(lengths: capacity_model.Floats) -> float:
 def lengths() -> capacity_model.Floats:
     if not (REPOSITORY / TOKENIZER_FILE).exists():
         pytest.skip("no model is installed in this checkout: make export")
-    return capacity._lengths({"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED})
+    return capacity_fit.lengths_sent({"data": "generated", "reviews": REVIEWS, "seed": texts.DEFAULT_SEED})
 
 
 @pytest.fixture(scope="module")
@@ -104,40 +104,3 @@ def test_same_raw_files_give_the_same_report(sweep: Path) -> None:
 def test_report_of_an_empty_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main([str(tmp_path)]) == 2
     assert "make bench" in capsys.readouterr().err
-
-
-def test_capacity_finds_the_replica_that_made_the_files(
-    sweep: Path, lengths: capacity_model.Floats, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert capacity.main(["--rate", "1000", "--results", str(sweep)]) == 0
-    document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    true_rate = capacity_model.highest_rate(TRUE, 200, lengths)
-    predicted = document["highest_rate_per_s"]["predicted"]
-    assert predicted == pytest.approx(true_rate, rel=0.1)
-    assert document["replicas"] == int(np.ceil(1000 / predicted))
-    assert document["replicas_one_failed"] == document["replicas"] + 1
-    assert document["scalability"]["contention"] == pytest.approx(contention(lengths), abs=0.02)
-    assert len(document["held_out"]) == 3
-    assert (sweep / "capacity.png").exists()
-
-
-def test_a_folder_without_a_sweep_is_refused_with_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert capacity.main(["--rate", "10", "--results", str(tmp_path)]) == 2
-    assert "PROFILE=sweep" in capsys.readouterr().err
-
-
-def test_a_limit_that_an_idle_replica_breaks_is_said(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert capacity.main(["--rate", "10", "--p99-ms", "1", "--results", str(sweep)]) == 2
-    assert "even when idle" in capsys.readouterr().err
-
-
-def test_scalability_recovers_the_law_it_was_made_with() -> None:
-    law = capacity_model.Scalability(30, 0.3, 0.001)
-    users = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
-    found = capacity_model.fit_scalability(users, [float(law.throughput(n)) for n in users])
-    assert found.contention == pytest.approx(0.3, rel=0.01)
-    assert found.coherence == pytest.approx(0.001, rel=0.05)
-    with pytest.raises(ValueError, match="at least 3"):
-        capacity_model.fit_scalability([1, 1, 2], [1, 1, 2])

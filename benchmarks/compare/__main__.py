@@ -1,7 +1,7 @@
 """Measures this service beside its in-process ceiling and other serving frameworks, on the same cores in one run.
 
-    make bench-compare                                     # makes the environments; about 40 minutes
-    make bench-compare COMPARE_ARGS=--quick                # 5 minutes at most, one round, no spread
+    make bench-compare                                     # makes the environments; about 50 minutes
+    make bench-compare COMPARE_ARGS=--quick                # 6 minutes at most, one round, no spread
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import processes, texts
-from benchmarks.compare import chart, measure, results, table
+from benchmarks.compare import chart, measure, results, table, versions
 from benchmarks.compare.measure import Bench
 from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison
@@ -68,6 +68,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [system.name for system in SYSTEMS]
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help=f"only these of: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, help="instead of the plan's")
+    parser.add_argument(
+        "--peer-workers", type=int, default=cores[0], help="workers of a batching peer, which share the cores"
+    )
     parser.add_argument("--cores", type=int, default=cores[0] * cores[1], help="cores that everything shares")
     parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
     parser.add_argument("--seed", type=int, default=texts.DEFAULT_SEED, help="seed of texts, arrivals and order")
@@ -88,8 +91,14 @@ def _measure(options: argparse.Namespace) -> Path:
     allowed = sorted(os.sched_getaffinity(0))[: options.cores]
     os.sched_setaffinity(0, allowed)  # and with it every process that this one starts
     machine = Machine(
-        options.serve_python.absolute(), options.peers.absolute(), options.checkpoint.absolute(), len(allowed)
+        options.serve_python.absolute(),
+        options.peers.absolute(),
+        options.checkpoint.absolute(),
+        len(allowed),
+        options.peer_workers,
     )
+    if not 1 <= options.peer_workers <= len(allowed):
+        raise ValueError(f"--peer-workers {options.peer_workers} came, expected 1 to {len(allowed)}, the cores")
     skipped = {system.name: reason for system in systems if (reason := machine.missing(system))}
     if not machine.serve_python.exists():
         raise ValueError(f"{machine.serve_python} is missing: run `make serve` once, or name it with --serve-python")
@@ -118,6 +127,8 @@ def _describe(
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
         **{key: value for key, value in processes.machine().items() if key in ("cpu", "runtime")},
         "threads": machine.threads,
+        "peer_workers": machine.peer_workers,
+        "versions": {system.name: versions.of(machine.python(system), system.environment) for system in systems},
         "python": platform.python_version(),
         "plan": asdict(plan),
         "systems": [{**{key: getattr(s, key) for key in kept}, "is_service": s.is_service} for s in systems],

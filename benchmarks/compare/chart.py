@@ -3,6 +3,8 @@
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from benchmarks.compare.results import Comparison, Spread
 
 
@@ -49,9 +51,9 @@ def draw_tokens(comparison: Comparison, file: Path) -> None:
     """Writes the time of one review against its tokens to `file` (PNG)."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, curve in comparison.curve_ms.items():
-        lengths = sorted(curve)
-        axes.plot(lengths, [curve[tokens] for tokens in lengths], "o-", label=name)
+    for name, rounds in comparison.curves.items():
+        lengths = sorted(rounds[0]) if rounds else []
+        axes.plot(lengths, [np.median([curve[n] for curve in rounds]) for n in lengths], "o-", label=name)
     axes.set(xlabel="tokens of the review", ylabel="median time [ms], one at a time", xlim=(0, None), ylim=(0, None))
     axes.set_title("Cost grows with tokens, up to the model's window")
     axes.grid(alpha=0.3)

@@ -1,14 +1,11 @@
-"""CPU time of a server's processes, and the tokens that it says it ran."""
+"""CPU time of a server's processes."""
 
 import re
-import urllib.request
 from collections.abc import Mapping
 
 import psutil
 
-_TOKENS = re.compile(r'^sentiment\w*_tokens\{.*?kind="(review|padding)".*?\} (\S+)$', re.MULTILINE)
 _STEP = re.compile(r"/(tokenizer|classifier)/\d+/model\.py")
-_TIMEOUT_S = 5
 CpuSeconds = Mapping[str, float]
 """CPU seconds by process: its number and what it is."""
 
@@ -43,15 +40,3 @@ def share(spent: CpuSeconds, name: str) -> float:
     """Returns the share of the CPU time in `spent` that processes called `name` took; 0 of nothing."""
     total = sum(spent.values())
     return sum(seconds for process, seconds in spent.items() if process.endswith(f" {name}")) / total if total else 0.0
-
-
-def parse_token_counters(text: str) -> dict[str, float]:
-    """Returns the tokens run so far by kind, `review` and `padding`, from Triton's metrics; empty without counters."""
-    return {kind: float(value) for kind, value in _TOKENS.findall(text)}
-
-
-def token_counters(metrics_url: str) -> dict[str, float]:
-    """Returns `parse_token_counters` of the metrics at `metrics_url`; raises OSError."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(metrics_url, timeout=_TIMEOUT_S) as response:
-        return parse_token_counters(response.read().decode())

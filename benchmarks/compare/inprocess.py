@@ -2,14 +2,12 @@
 
     python -m benchmarks.compare.inprocess TASK SPEC.json OUT.json
 
-SPEC holds `texts`, `threads` (cores that may be used), `served` ([instances, threads] of the service) and the task's
-own numbers. Tasks, and what OUT then holds:
+SPEC holds `texts`, `threads` (cores that may be used) and the task's own numbers. Tasks, and what OUT then holds:
 
     labels      the label of every text, null where its score is below SURE_SCORE
     candidates  reviews a second of every layout and grouping, tokens ready
     ceiling     the same for some of them: `candidates`, each with `layout` and `grouping`
-    lone        seconds of tokenizing and inferring each text alone, with one instance's threads
-    curve       a text of exactly n tokens for each of `tokens`, and the seconds of each of its `repeats`
+    lengths     a text of exactly n tokens for each of `tokens`
 """
 
 import json
@@ -21,13 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.answers import SURE_SCORE
 from benchmarks.compare.plan import GROUPINGS, layouts
 from benchmarks.peers import shipped_engine
 from model_repository.classifier.length_groups import length_groups
 
-SURE_SCORE = 0.9
-"""A label counts as known from here on: another precision, or company in a batch, moves a score a little, so that a
-review on the fence may tip without anything being wrong."""
 Rows = Sequence[Sequence[int]]
 
 
@@ -120,12 +116,6 @@ def text_of(num_tokens: int, encode: Callable[[Sequence[str]], list[list[int]]])
     return text
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
-
-
 def _labels(spec: dict[str, Any]) -> object:
     rows = shipped_engine.open_encoder().encode(spec["texts"])
     infer = shipped_engine.open_engine(spec["threads"])
@@ -149,28 +139,12 @@ def _each(spec: dict[str, Any], candidates: Sequence[dict[str, str]]) -> Iterato
         yield {**one, **ceiling(rows, layout, one["grouping"], spec["length_s"])}
 
 
-def _lone(spec: dict[str, Any]) -> object:
-    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(spec["served"][1])
-    for text in spec["texts"]:  # the first run of a shape takes longer
-        infer(encoder.encode([text]))
-    return [_timed(lambda t=text: infer(encoder.encode([t]))) for text in spec["texts"]]  # type: ignore[misc]
+def _lengths(spec: dict[str, Any]) -> object:
+    encoder = shipped_engine.open_encoder()
+    return [{"tokens": num_tokens, "text": text_of(num_tokens, encoder.encode)} for num_tokens in spec["tokens"]]
 
 
-def _curve(spec: dict[str, Any]) -> object:
-    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(spec["served"][1])
-    points = []
-    for num_tokens in spec["tokens"]:
-        text = text_of(num_tokens, encoder.encode)
-        infer(encoder.encode([text]))
-        seconds = [
-            _timed(lambda t=text: infer(encoder.encode([t])))  # type: ignore[misc]
-            for _ in range(spec["repeats"])
-        ]
-        points.append({"tokens": num_tokens, "text": text, "seconds": seconds})
-    return points
-
-
-TASKS = {"labels": _labels, "candidates": _candidates, "ceiling": _ceiling, "lone": _lone, "curve": _curve}
+TASKS = {"labels": _labels, "candidates": _candidates, "ceiling": _ceiling, "lengths": _lengths}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

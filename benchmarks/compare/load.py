@@ -3,8 +3,9 @@
     python -m benchmarks.compare.load SPEC.json OUT        # writes OUT.json and OUT.csv.gz (raw samples)
 
 It runs as a process of its own so that its CPU time is its own. SPEC is `Spec` as JSON. The closed loop keeps `users`
-requests going; the open loop sends at Poisson arrivals, whose seed is the same for every system, and times each request
-from its arrival. An open loop ends as soon as more requests are late than `plan.MIN_SHARE_IN_TIME` allows.
+requests going; the open loop sends at Poisson arrivals, whose seed is the same for every system of a round, and times
+each request from its arrival. An open loop ends as soon as more requests are late than `plan.MIN_SHARE_IN_TIME` allows.
+Lone reviews are sent one after the other, in turn with the same work in this process (benchmarks/compare/lone.py).
 """
 
 import asyncio
@@ -18,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import samples
-from benchmarks.compare import cpu, doors
+from benchmarks import samples, triton_metrics
+from benchmarks.compare import cpu, doors, lone
 from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, TIMEOUT_S
-from benchmarks.samples import OK, Sample
+from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
 
-SAMPLES_SUFFIX = ".csv.gz"
 WRONG = "wrong answer"
+STRATA = 16
+"""Consecutive reviews that hold one of each sixteenth by length: what a slow system gets through in a window is then as
+long, on average, as what a fast one does."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,13 @@ class Spec:
     users: int = 0
     """Of a closed loop."""
     rate_per_s: float = 0.0
-    """Of an open loop; exactly one of `users`, `rate_per_s` and `in_turn` is set."""
-    in_turn: bool = False
-    """Each text once, one after the other, in their order."""
+    """Of an open loop."""
+    lone_threads: int = 0
+    """Of the engine in this process where each text is sent once, alone, in turn with tokenizing and inferring it here.
+    Exactly one of `users`, `rate_per_s` and `lone_threads` is set."""
     seed: int = 1
-    metrics_url: str = ""
-    """Triton's metrics, of which the token counters are noted; "" for none."""
+    triton: Sequence[str] = ()
+    """HTTP address and metrics of Triton, whose counters are noted; empty for none."""
 
 
 class Generator:
@@ -57,7 +61,7 @@ class Generator:
         self._spec = spec
         self._ask = ask
         self.samples: list[Sample] = []
-        self._order = np.random.default_rng(spec.seed).permutation(len(spec.texts)).tolist()
+        self._order = mixed_order([len(text) for text in spec.texts], spec.seed)
         self._sent = 0
         self.late_or_wrong = 0
         """Requests due in the window that are not answered rightly within `LIMIT_S`."""
@@ -118,6 +122,18 @@ def arrivals(rate_per_s: float, length_s: float, seed: int) -> list[float]:
     return [float(time_s) for time_s in times[times < length_s]]
 
 
+def mixed_order(lengths: Sequence[int], seed: int) -> list[int]:
+    """Returns a shuffled order of the texts of `lengths` in which all of them come, and short and long ones evenly."""
+    rng = np.random.default_rng(seed)
+    strata = np.array_split(np.argsort(lengths, kind="stable"), STRATA)
+    columns = [rng.permutation(stratum).tolist() for stratum in strata]
+    order: list[int] = []
+    for place in range(max(map(len, columns))):
+        block = [column[place] for column in columns if place < len(column)]
+        order.extend(rng.permutation(block).tolist())
+    return order
+
+
 async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:
     """Returns the record of one load, its samples, and the origin of their clock."""
     async with doors.open_door(spec.door, spec.texts) as ask:
@@ -126,22 +142,21 @@ async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:
         start_s = origin_s + spec.warmup_s
         end_s = start_s + spec.window_s
         generator.window_start_s = start_s
-        noting = None if spec.in_turn else asyncio.ensure_future(_note_window(spec, start_s, end_s))
-        complete = await _load(spec, generator, origin_s, start_s, end_s)
         noted: dict[str, Any] = {}
-        if noting and complete:
-            noted = await noting
-        elif noting:
-            noting.cancel()
+        if spec.lone_threads:
+            complete, noted = True, {"in_process_s": await lone.in_turn(spec.texts, spec.lone_threads, generator.send)}
+        else:
+            noting = asyncio.ensure_future(_note_window(spec, start_s, end_s))
+            complete = await _load(spec, generator, origin_s, start_s, end_s)
+            if complete:
+                noted = await noting
+            else:
+                noting.cancel()
     record = {"complete": complete, "window_s": [start_s - origin_s, end_s - origin_s], **noted}
     return record, generator.samples, origin_s
 
 
 async def _load(spec: Spec, generator: Generator, origin_s: float, start_s: float, end_s: float) -> bool:
-    if spec.in_turn:
-        for index in range(len(spec.texts)):
-            await generator.send(time.perf_counter(), index)
-        return True
     if spec.users:
         await generator.closed_loop(spec.users, end_s)
         return True
@@ -151,22 +166,22 @@ async def _load(spec: Spec, generator: Generator, origin_s: float, start_s: floa
 
 
 async def _note_window(spec: Spec, start_s: float, end_s: float) -> dict[str, Any]:
-    """Returns CPU seconds of generator and server, and the server's counters, over the window."""
+    """Returns CPU seconds of generator and server over the window, and Triton's counters at both ends of it."""
     before = await _note_at(spec, start_s)
     after = await _note_at(spec, end_s)
     return {
         "wall_s": after["time_s"] - before["time_s"],
         "generator_cpu_s": after["own_cpu_s"] - before["own_cpu_s"],
         "server_cpu_s": cpu.difference(before["server"], after["server"]),
-        "tokens": {kind: after["tokens"][kind] - before["tokens"].get(kind, 0.0) for kind in after["tokens"]},
+        "triton": {"before": before["triton"], "after": after["triton"]} if spec.triton else None,
     }
 
 
 async def _note_at(spec: Spec, when_s: float) -> dict[str, Any]:
     await asyncio.sleep(max(0.0, when_s - time.perf_counter()))
     server = cpu.by_process(spec.server_pid) if spec.server_pid else {}
-    tokens = cpu.token_counters(spec.metrics_url) if spec.metrics_url else {}
-    return {"time_s": time.perf_counter(), "own_cpu_s": time.process_time(), "server": server, "tokens": tokens}
+    triton = triton_metrics.snapshot(*spec.triton) if spec.triton else None
+    return {"time_s": time.perf_counter(), "own_cpu_s": time.process_time(), "server": server, "triton": triton}
 
 
 def to_json(spec: Spec) -> str:

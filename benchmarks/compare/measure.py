@@ -1,13 +1,17 @@
 """Runs the measurements and writes their raw files; works nothing out beyond what the next measurement needs.
 
 OUT/run.json                         plan, machine, systems, what was skipped and why, versions, command
-OUT/candidates.json, curve.json      in process, once
+OUT/candidates.json                  in process, once
+OUT/lengths.json                     texts of given numbers of tokens
 OUT/round-N/SYSTEM.LOAD.json         one load (benchmarks/compare/load.py); .csv.gz: its samples
-OUT/round-N/SYSTEM.ceiling-*.json    in process, right before and after the saturating load, this service only
-OUT/round-N/SYSTEM.lone-PART.*       some lone reviews, this service only
-OUT/round-N/SYSTEM.in-process-PART.json  the same ones without a server, right before
-OUT/round-N/SYSTEM.saturated-TOKENS.* a saturating load of texts of one length, this service only
 OUT/round-N/SYSTEM.log               what the server printed
+
+Of this service only:
+
+OUT/round-N/SYSTEM.ceiling-*.json    in process, right before and after the saturating load
+OUT/round-N/SYSTEM.saturated-TOKENS.* a saturating load of texts of one length
+OUT/round-N/SYSTEM.lone.*            lone reviews, in turn with the same ones in process
+OUT/round-N/SYSTEM.curve.*           the same with the texts of OUT/lengths.json
 """
 
 import json
@@ -23,20 +27,20 @@ import numpy as np
 
 from benchmarks import samples
 from benchmarks.compare import load
-from benchmarks.compare.load import SAMPLES_SUFFIX, Spec
+from benchmarks.compare.load import Spec
 from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, Plan
 from benchmarks.compare.server import Server, StartError, running
-from benchmarks.compare.systems import CHECKOUT, PYTHON, SERVICE, SERVICE_GRPC, Machine, System
+from benchmarks.compare.systems import CHECKOUT, PYTHON, Machine, System
 from benchmarks.peers.served import served_layout
+from benchmarks.samples import SAMPLES_SUFFIX
 
 CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
+LENGTHS_FILE = "lengths.json"
 SHORT_TOKENS, LONG_TOKENS = 20, 256
 """Lengths that the aim about short texts names."""
 SATURATED, LONE, CURVE = "saturated", "lone", "curve"
-IN_PROCESS = "in-process"
 CEILINGS = ("ceiling-before", "ceiling-after")
-"""Around the load that is compared with them, since the machine's speed drifts by a tenth within minutes. So are lone
-reviews in parts: each is run in process, then sent."""
+"""Around the load that is compared with them, since the machine's speed drifts by a tenth within minutes."""
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +70,7 @@ class Bench:
 
     def in_process(self, task: str, out: Path, **numbers: object) -> Any:
         """Runs a task of benchmarks/compare/inprocess.py and returns what it wrote to `out`."""
-        spec = {"texts": self.texts, "threads": self.machine.threads, "served": served_layout(), **numbers}
+        spec = {"texts": self.texts, "threads": self.machine.threads, **numbers}
         with tempfile.TemporaryDirectory() as folder:
             spec_file = Path(folder) / "spec.json"
             spec_file.write_text(json.dumps(spec))
@@ -83,46 +87,54 @@ class Bench:
             subprocess.run([*module, str(spec_file), str(out)], cwd=CHECKOUT, check=True)
         return summarise(out)
 
-    def system(self, system: System, folder: Path, with_curve: bool) -> str:
+    def system(self, system: System, folder: Path) -> str:
         """Measures one system once; returns why it could not be, "" if it was."""
+        log_file = folder / f"{system.name}.log"
         try:
-            with running(system, self.machine, folder / f"{system.name}.log") as server:
-                self._loads(system, server, folder, with_curve)
+            with running(system, self.machine, log_file) as server:
+                saturated_per_s = self._saturated(system, server, folder).right_per_s
+                logger.info("%s: %.1f reviews/s saturated", system.name, saturated_per_s)
+                if system.is_service:
+                    self._one_length(system, server, folder)
+                    self._lone(system, server, folder)
+                if not system.open_loop:
+                    self._open_loops(system, server, saturated_per_s, folder)
+            if system.open_loop:
+                log_file = folder / f"{system.name}.open.log"
+                with running(system, self.machine, log_file, system.open_loop) as server:
+                    self._open_loops(system, server, saturated_per_s, folder)
         except (StartError, subprocess.CalledProcessError) as error:
             logger.warning("%s: %s", system.name, error)
             return str(error)
         return ""
 
-    def _loads(self, system: System, server: Server, folder: Path, with_curve: bool) -> None:
+    def _spec(self, server: Server) -> Spec:
+        return Spec(server.door, self.texts, self.labels, server.pid, 0, 0, seed=self.seed)
+
+    def _closed(self, server: Server, window_s: float) -> Spec:
         plan = self.plan
-        spec = Spec(server.door, self.texts, self.labels, server.pid, 0, 0, seed=self.seed)
-        closed = replace(
-            spec,
-            users=plan.users,
-            warmup_s=plan.warmup_s,
-            window_s=plan.saturated_s,
-            metrics_url=server.metrics_url,
+        return replace(
+            self._spec(server), users=plan.users, warmup_s=plan.warmup_s, window_s=window_s, triton=server.triton
         )
-        saturated = self._saturated(system, closed, folder)
-        logger.info("%s: %.1f reviews/s saturated", system.name, saturated.right_per_s)
+
+    def _open_loops(self, system: System, server: Server, saturated_per_s: float, folder: Path) -> None:
+        """Looks for the highest rate that holds."""
+        plan = self.plan
+        spec = replace(self._spec(server), server_pid=0)  # reading CPU times would make requests wait
 
         def holds(share: float) -> bool:
-            rate_per_s = share * saturated.right_per_s
-            # No process to watch: reading CPU times would make requests wait.
-            open_loop = replace(
-                spec, server_pid=0, warmup_s=plan.settle_s, window_s=plan.probe_s, rate_per_s=rate_per_s
-            )
+            rate_per_s = share * saturated_per_s
+            window_s = max(plan.probe_s, plan.probe_requests / rate_per_s)
+            open_loop = replace(spec, warmup_s=plan.settle_s, window_s=window_s, rate_per_s=rate_per_s)
             held = self.load(open_loop, folder / f"{system.name}.open-{round(share * 100):03d}").holds
             logger.info("%s: %.1f requests/s %s", system.name, rate_per_s, "hold" if held else "do not hold")
             return held
 
-        if saturated.right_per_s:
+        if saturated_per_s:
             highest(plan.ladder, holds)
-        if system.is_service:
-            self._one_length(system, closed, folder)
-            self._lone(system, replace(spec, in_turn=True), folder, with_curve)
 
-    def _saturated(self, system: System, closed: Spec, folder: Path) -> Loaded:
+    def _saturated(self, system: System, server: Server, folder: Path) -> Loaded:
+        closed = self._closed(server, self.plan.saturated_s)
         out = folder / f"{system.name}.{SATURATED}"
         if not system.is_service:
             return self.load(closed, out)
@@ -132,24 +144,20 @@ class Bench:
         self.in_process("ceiling", after, **self.ceiling)
         return saturated
 
-    def _one_length(self, system: System, closed: Spec, folder: Path) -> None:
+    def _one_length(self, system: System, server: Server, folder: Path) -> None:
         """Saturates with one length at a time: what its tokens cost once requests share what each costs by itself."""
-        texts = {point["tokens"]: point["text"] for point in json.loads((self.out / "curve.json").read_text())}
+        texts = {entry["tokens"]: entry["text"] for entry in json.loads((self.out / LENGTHS_FILE).read_text())}
         for tokens in (SHORT_TOKENS, LONG_TOKENS):
-            one = replace(closed, texts=[texts[tokens]], labels=[None], window_s=self.plan.one_length_s)
+            closed = self._closed(server, self.plan.one_length_s)
+            one = replace(closed, texts=[texts[tokens]], labels=[None])
             self.load(one, folder / f"{system.name}.{one_length(tokens)}")
 
-    def _lone(self, system: System, spec: Spec, folder: Path, with_curve: bool) -> None:
-        size = self.plan.lone_requests // self.plan.lone_parts
-        for part in range(self.plan.lone_parts):
-            own = slice(part * size, (part + 1) * size)
-            lone = replace(spec, texts=self.texts[own], labels=self.labels[own])
-            self.in_process("lone", folder / f"{system.name}.{IN_PROCESS}-{part}.json", texts=lone.texts)
-            self.load(lone, folder / f"{system.name}.{LONE}-{part}")
-        if with_curve:
-            points = json.loads((self.out / "curve.json").read_text())
-            texts = [point["text"] for point in points for _ in range(self.plan.curve_repeats)]
-            self.load(replace(spec, texts=texts, labels=[None] * len(texts)), folder / f"{system.name}.{CURVE}")
+    def _lone(self, system: System, server: Server, folder: Path) -> None:
+        spec = replace(self._spec(server), lone_threads=served_layout()[1])
+        own = slice(self.plan.lone_requests)
+        self.load(replace(spec, texts=self.texts[own], labels=self.labels[own]), folder / f"{system.name}.{LONE}")
+        texts = [entry["text"] for entry in json.loads((self.out / LENGTHS_FILE).read_text())] * self.plan.curve_repeats
+        self.load(replace(spec, texts=texts, labels=[None] * len(texts)), folder / f"{system.name}.{CURVE}")
 
 
 def one_length(tokens: int) -> str:
@@ -200,19 +208,19 @@ def fastest_of_each_layout(candidates: Sequence[Mapping[str, Any]]) -> list[dict
 def measure(bench: Bench, systems: Sequence[System], skipped: dict[str, str]) -> None:
     """Measures everything, in another order each round; reasons for systems that fail are added to `skipped`."""
     plan, out = bench.plan, bench.out
-    logger.info("in process: layouts and groupings, time against tokens")
+    logger.info("in process: layouts and groupings")
     candidates = bench.in_process("candidates", out / "candidates.json", length_s=plan.candidate_s)
-    bench.in_process("curve", out / "curve.json", tokens=CURVE_TOKENS, repeats=plan.curve_repeats)
+    bench.in_process("lengths", out / LENGTHS_FILE, tokens=CURVE_TOKENS)
     bench = replace(bench, ceiling={"candidates": fastest_of_each_layout(candidates), "length_s": plan.ceiling_s})
     order = np.random.default_rng(bench.seed)
     for number in range(1, plan.rounds + 1):
         folder = out / f"round-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         logger.info("round %d of %d", number, plan.rounds)
+        this_round = replace(bench, seed=bench.seed + number)  # other arrivals and another order of the texts
         for index in order.permutation(len(systems)):
             system = systems[index]
-            with_curve = number == 1 and system.name in (SERVICE, SERVICE_GRPC)
             if system.name not in skipped:
-                reason = bench.system(system, folder, with_curve)
+                reason = this_round.system(system, folder)
                 if reason:
                     skipped[system.name] = reason

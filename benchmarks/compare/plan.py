@@ -1,6 +1,6 @@
 """How long everything takes and how often it is repeated: the one place that says so.
 
-`minutes` adds it up, so that the documented limits (40 minutes, 5 with --quick, for nine systems) can be tested.
+`minutes` adds it up, so that the documented limits (50 minutes, 6 with --quick, for ten systems) can be tested.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ CEILING_REVIEWS_PER_S = 100.0
 LONE_S = 0.015
 """What an in-process task takes to start, its pace over the texts and a review alone, on two cores with VNNI, roughly;
 only `Plan.minutes` uses them."""
+NUM_LENGTHS = 9
+"""Of the curve of time against tokens."""
 
 GROUPINGS = {"one by one": 1, "256 tokens": 256, "512 tokens": 512, "1024 tokens": 1024, "4096 tokens": 4096}
 """`max_group_tokens` for `length_groups`, which gets all texts at once: a server sees no more than its queue."""
@@ -45,20 +47,21 @@ class Plan:
     saturated_s: float
     settle_s: float
     probe_s: float
-    """Window of an open loop at one rate. It may end early: as soon as too many requests are late to pass."""
+    """Window of an open loop at one rate, at least ..."""
+    probe_requests: int
+    """... and so long that about as many requests are due: else slow systems would be judged by fewer. It may end
+    early: as soon as too many requests are late to pass."""
     ladder: tuple[float, ...]
     """Rates to choose from for the open loops, as shares of the saturated throughput; found by bisection."""
     lone_requests: int
-    """Requests one after the other, of this service and of the same work in process ..."""
-    lone_parts: int
-    """... in so many parts, the two in turn."""
+    """Requests one after the other, of this service, and the same work in process."""
     ceiling_s: float
     """In-process ceiling of each layout, before and after each saturating load of this service, at least; it runs
     whole passes."""
     candidate_s: float
     """Each layout and grouping that the ceiling is chosen from, once, at least one pass."""
     curve_repeats: int
-    """Requests for each length of the curve of time against tokens."""
+    """Requests for each length of the curve of time against tokens, of this service, and the same work in process."""
     one_length_s: float
     """Closed loop of texts of one length, for each of two lengths, of this service."""
 
@@ -68,12 +71,13 @@ class Plan:
         return len(self.ladder).bit_length()
 
     def minutes(self, num_systems: int) -> float:
-        """Returns about how long the whole takes, the ladder's probes all at full length."""
+        """Returns about how long the whole takes, each probe `probe_s`: some end early, slow systems' take longer."""
         num_candidates = len(layouts(2)) * len(GROUPINGS)
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
         ceilings_s = 2 * (IN_PROCESS_START_S + len(layouts(2)) * max(self.ceiling_s, 2 * pass_s))
-        lone_s = self.lone_parts * IN_PROCESS_START_S + 3 * self.lone_requests * LONE_S  # in process twice: a warm-up
+        lone = self.lone_requests + NUM_LENGTHS * self.curve_repeats
+        lone_s = 2 * IN_PROCESS_START_S + 3 * lone * LONE_S  # in process twice: a warm-up
         own_s = ceilings_s + lone_s + 2 * (self.warmup_s + self.one_length_s)
         round_s = num_systems * load_s + 2 * own_s  # over HTTP and over gRPC
         return (self.rounds * round_s + num_candidates * max(self.candidate_s, pass_s)) / 60
@@ -91,9 +95,9 @@ DEFAULT = Plan(
     saturated_s=9,
     settle_s=1,
     probe_s=8,
+    probe_requests=100,
     ladder=_ladder(12, 3, 31),  # 12 % to 102 % in 5 probes
     lone_requests=200,
-    lone_parts=8,
     ceiling_s=8,
     candidate_s=3,
     curve_repeats=20,
@@ -107,9 +111,9 @@ QUICK = Plan(
     saturated_s=4,
     settle_s=0.5,
     probe_s=3,
+    probe_requests=20,
     ladder=_ladder(20, 13, 7),  # 20 % to 98 % in 3 probes
     lone_requests=50,
-    lone_parts=2,
     ceiling_s=3,
     candidate_s=1,
     curve_repeats=5,

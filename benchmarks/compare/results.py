@@ -4,15 +4,19 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import samples
+from benchmarks import samples, triton_metrics
 from benchmarks.compare import cpu, measure
-from benchmarks.compare.load import SAMPLES_SUFFIX, WRONG
-from benchmarks.samples import OK
+from benchmarks.compare.load import WRONG
+from benchmarks.samples import OK, SAMPLES_SUFFIX
+
+IN_PROCESS = "in process"
+PHASES = ("queue", "tokenizing", "inference", "other")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Spread:
         return max(self.values, default=float("nan"))
 
     def over(self, other: "Spread") -> "Spread":
-        """Returns the ratios round by round; infinite where `other` is 0, and only rounds that both have."""
+        """Returns the ratios round by round, only rounds that both have; infinite over 0, and 0 over 0 not a number."""
         pairs = zip(self.values, other.values, strict=False)
-        return Spread(tuple(own / its if its else float("inf") for own, its in pairs))
+        return Spread(tuple(own / its if its else (float("inf") if own else float("nan")) for own, its in pairs))
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,33 @@ class SystemResult:
     ceiling_per_s: Spread
     """In process, right before and right after saturation, of the faster layout; empty for peers."""
     padding_share: Spread
-    """Of the tokens run at saturation; empty where the server does not count them."""
+    """Of the tokens run at saturation; empty for peers."""
+    reviews_per_execution: Spread
+    """Of the classifier, at saturation; empty for peers."""
+    phases: dict[str, Spread]
+    """Shares of the server's time at saturation: queue, tokenizing, inference, other; empty for peers."""
     short_per_s: Spread
     long_per_s: Spread
     """At saturation with texts of `measure.SHORT_TOKENS` and `LONG_TOKENS` alone; empty for peers."""
     lone_p50_ms: Spread
     in_process_p50_ms: Spread
     """Tokenizing and inferring the same lone reviews in process, in turn with sending them."""
+    curves: tuple["Curve", ...]
+    """Of each round; empty for peers."""
     requests: int
     """Of all loads."""
     wrong: int
     failures: dict[str, int]
     """By kind, wrong answers left out."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Median time of one review against its tokens, in ms."""
+
+    served_ms: dict[int, float]
+    in_process_ms: dict[int, float]
+    """In turn with sending them."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +101,18 @@ class Comparison:
     run: dict[str, Any]
     systems: dict[str, SystemResult]
     candidates: list[dict[str, Any]]
-    curve_ms: dict[str, dict[int, float]]
-    """Median time by tokens, `in process` and for each door of the service."""
 
     @property
     def ceiling_per_s(self) -> Spread:
         """Every ceiling measured, whichever door of the service it stood beside."""
         return Spread(tuple(value for result in self.systems.values() for value in result.ceiling_per_s.values))
+
+    @property
+    def curves(self) -> dict[str, list[dict[int, float]]]:
+        """Time in ms by tokens, a curve for each round: `IN_PROCESS`, and of each door of the service."""
+        doors = [result for result in self.systems.values() if result.curves]
+        in_process = [curve.in_process_ms for result in doors for curve in result.curves]
+        return {IN_PROCESS: in_process, **{r.title: [curve.served_ms for curve in r.curves] for r in doors}}
 
 
 def read(folder: Path) -> Comparison:
@@ -96,27 +120,11 @@ def read(folder: Path) -> Comparison:
     run = json.loads((folder / "run.json").read_text())
     rounds = sorted(folder.glob("round-*"))
     results = (_system(entry, rounds) for entry in run["systems"])
-    points = json.loads((folder / "curve.json").read_text())
-    curves = {"in process": {int(p["tokens"]): float(np.median(p["seconds"])) * 1000 for p in points}}
-    for entry in run["systems"]:
-        curve = folder / "round-1" / f"{entry['name']}.{measure.CURVE}"
-        if curve.with_name(curve.name + SAMPLES_SUFFIX).exists():
-            curves[entry["title"]] = _curve(curve, points)
     return Comparison(
         run=run,
         systems={result.name: result for result in results if result.saturated_per_s.values},
         candidates=json.loads((folder / "candidates.json").read_text()),
-        curve_ms=curves,
     )
-
-
-def _curve(out: Path, points: Sequence[dict[str, Any]]) -> dict[int, float]:
-    latency_ms = samples.read(out.with_name(out.name + SAMPLES_SUFFIX)).latency_s * 1000
-    repeats = len(latency_ms) // len(points)
-    return {
-        int(point["tokens"]): float(np.median(latency_ms[place * repeats : (place + 1) * repeats]))
-        for place, point in enumerate(points)
-    }
 
 
 def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
@@ -127,8 +135,9 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
         at = [out for out in at if out.with_suffix(f".{measure.CEILINGS[-1]}.json").exists()]
     complete = [out.parent for out in at]
     records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
-    tokens = [record["tokens"] for record in records if record["tokens"].get("review")]
-    lone = [parts for folder in complete if (parts := _lone_parts(name, folder))]
+    done = [triton_metrics.batching(**record["triton"]) for record in records if record.get("triton")]
+    batching = [one for one in done if one]
+    lone = _loads(name, measure.LONE, complete)
     outcomes = _outcomes(name, complete)
     return SystemResult(
         name=name,
@@ -141,11 +150,14 @@ def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
         ceiling_per_s=_each(at if is_service else [], _ceiling_per_s),
-        padding_share=_each(tokens, lambda t: t["padding"] / (t["padding"] + t["review"])),
+        padding_share=_each(batching, lambda b: 1 - 1 / (b.padded_over_real_tokens or float("nan"))),
+        reviews_per_execution=_each(batching, lambda b: b.reviews_per_execution["classifier"]),
+        phases={phase: _each(batching, attrgetter(f"{phase}_share")) for phase in PHASES if batching},
         short_per_s=_each(_loads(name, measure.one_length(measure.SHORT_TOKENS), complete), _right_per_s),
         long_per_s=_each(_loads(name, measure.one_length(measure.LONG_TOKENS), complete), _right_per_s),
-        lone_p50_ms=_each(lone, lambda parts: _p50_ms(*parts)),
-        in_process_p50_ms=_each(lone, _in_process_p50_ms),
+        lone_p50_ms=_each(lone, _p50_ms),
+        in_process_p50_ms=_each(lone, lambda out: 1000 * float(np.median(_in_process_s(out)))),
+        curves=tuple(_curve(out) for out in _loads(name, measure.CURVE, complete)),
         requests=outcomes.total(),
         wrong=outcomes.pop(WRONG, 0),
         failures={kind: count for kind, count in sorted(outcomes.items()) if kind != OK},
@@ -172,20 +184,25 @@ def _ceiling_per_s(saturated: Path) -> float:
     return float(np.mean(rates, axis=0).max())
 
 
-def _lone_parts(name: str, folder: Path) -> list[Path]:
-    files = sorted(folder.glob(f"{name}.{measure.LONE}-*.json"))
-    return [file.with_name(file.name.removesuffix(".json")) for file in files]
+def _in_process_s(out: Path) -> list[float]:
+    seconds: list[float] = json.loads(out.with_name(out.name + ".json").read_text())["in_process_s"]
+    return seconds
 
 
-def _in_process_p50_ms(parts: Sequence[Path]) -> float:
-    """Returns the median of what ran in process before each of the lone loads `parts`."""
-    files = (part.with_name(f"{part.name.replace(measure.LONE, measure.IN_PROCESS)}.json") for part in parts)
-    return 1000 * float(np.median([seconds for file in files for seconds in json.loads(file.read_text())]))
+def _curve(out: Path) -> Curve:
+    """Returns the curve of the lone load `out`, which went through all lengths again and again."""
+    lengths = [int(entry["tokens"]) for entry in json.loads((out.parents[1] / measure.LENGTHS_FILE).read_text())]
+    served_s = samples.read(out.with_name(out.name + SAMPLES_SUFFIX)).latency_s
+    served, in_process = (
+        {n: float(np.median(seconds[place :: len(lengths)])) * 1000 for place, n in enumerate(lengths)}
+        for seconds in (served_s, np.array(_in_process_s(out)))
+    )
+    return Curve(served, in_process)
 
 
-def _p50_ms(*loads: Path) -> float:
-    data = [samples.read(out.with_name(out.name + SAMPLES_SUFFIX)) for out in loads]
-    latency_s = np.concatenate([one.latency_s[one.ok] for one in data])
+def _p50_ms(out: Path) -> float:
+    data = samples.read(out.with_name(out.name + SAMPLES_SUFFIX))
+    latency_s = data.latency_s[data.ok]
     return float(np.median(latency_s) * 1000) if latency_s.size else float("nan")
 
 

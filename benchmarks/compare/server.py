@@ -10,9 +10,10 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -35,8 +36,8 @@ class Server:
 
     pid: int
     door: Door
-    metrics_url: str
-    """Triton's, "" for peers."""
+    triton: tuple[str, ...]
+    """HTTP address and metrics of this service's Triton; empty for peers."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,8 +50,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(system: System, machine: Machine, log_file: Path) -> Iterator[Server]:
-    """Runs `system` until the block is left; what it prints goes to `log_file`.
+def running(
+    system: System, machine: Machine, log_file: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Server]:
+    """Runs `system`, with `more` environment variables, until the block is left; what it prints goes to `log_file`.
 
     Raises:
         StartError: it ended, or did not answer within `START_TIMEOUT_S`.
@@ -63,7 +66,7 @@ def running(system: System, machine: Machine, log_file: Path) -> Iterator[Server
         process = subprocess.Popen(
             machine.arguments(system, http_port),
             cwd=CHECKOUT,
-            env=machine.environ(system, (http_port, grpc_port, metrics_port), Path(scratch)),
+            env=machine.environ(system, (http_port, grpc_port, metrics_port), Path(scratch), more),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -76,10 +79,10 @@ def running(system: System, machine: Machine, log_file: Path) -> Iterator[Server
         else:
             door, ready_url = json_door, json_door.url
             ready_body = json.dumps(doors.fill(system.body, _SAMPLE)).encode()
-        metrics_url = f"http://127.0.0.1:{metrics_port}/metrics" if system.is_service else ""
+        triton = (f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{metrics_port}/metrics")
         try:
             _await_answer(process, ready_url, ready_body, log_file)
-            yield Server(process.pid, door, metrics_url)
+            yield Server(process.pid, door, triton if system.is_service else ())
         finally:
             stop(process)
 

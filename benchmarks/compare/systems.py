@@ -2,10 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
+
+from benchmarks.compare.plan import LIMIT_S
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVICE, SERVICE_GRPC, FASTAPI = "service", "service-grpc", "fastapi-torch"
@@ -37,6 +40,10 @@ class System:
     label_at: tuple[str | int, ...] = ("label",)
     """Keys and indices that lead to the label in the answer."""
     protocol: Literal["json", "grpc"] = "json"
+    batching: bool = True
+    """Whether it merges reviews, in as many workers as it is given; else it has one, which runs them one by one."""
+    open_loop: dict[str, str] = field(default_factory=dict)
+    """More environment variables for the open loops, which then get a fresh server."""
 
     @property
     def is_service(self) -> bool:
@@ -52,7 +59,7 @@ def _peer(name: str, title: str, engine: Literal["torch", "shipped"], module: st
 def _fastapi(engine: Literal["torch", "shipped"], title: str) -> System:
     command = ("-m", "uvicorn", "benchmarks.peers.fastapi_app:app", "--host", "127.0.0.1", "--port", "PORT")
     quiet = ("--no-access-log", "--log-level", "warning")
-    return System(f"fastapi-{engine}", title, "fastapi", engine, (*command, *quiet), "/classify")
+    return System(f"fastapi-{engine}", title, "fastapi", engine, (*command, *quiet), "/classify", batching=False)
 
 
 def _bentoml(engine: Literal["torch", "shipped"]) -> System:
@@ -66,6 +73,7 @@ def _bentoml(engine: Literal["torch", "shipped"]) -> System:
         "/classify",
         body={"texts": [TEXT]},
         label_at=(0, "label"),
+        open_loop={"PEER_MAX_LATENCY_MS": str(round(LIMIT_S * 1000))},
     )
 
 
@@ -73,6 +81,7 @@ SYSTEMS: tuple[System, ...] = (
     System(SERVICE, "this service, HTTP", "serve", "shipped", ("serve.py",), "/v2/models/sentiment/generate"),
     System(SERVICE_GRPC, "this service, gRPC", "serve", "shipped", ("serve.py",), "", protocol="grpc"),
     _fastapi("torch", "transformers pipeline, FastAPI"),
+    _fastapi("shipped", "FastAPI, one by one"),
     _peer("litserve", "LitServe, batching", "torch", "litserve_app", "/predict"),
     _peer("ray", "Ray Serve, @serve.batch", "torch", "ray_app", "/"),
     _bentoml("torch"),
@@ -91,6 +100,9 @@ class Machine:
     """Pattern of the peers' environments: a folder in which `PEER` stands for the name."""
     checkpoint: Path
     threads: int
+    """Cores that a system may use."""
+    peer_workers: int = 1
+    """Of a batching peer; they share `threads`."""
 
     def python(self, system: System) -> Path:
         """Returns the interpreter that runs `system`."""
@@ -114,20 +126,25 @@ class Machine:
         """Returns the command line that serves `system` on `port`."""
         return [str(self.python(system)), *(str(port) if part == "PORT" else part for part in system.command)]
 
-    def environ(self, system: System, ports: Sequence[int], scratch: Path) -> dict[str, str]:
-        """Returns the environment variables of `system`, which keeps its files in `scratch`."""
+    def environ(
+        self, system: System, ports: Sequence[int], scratch: Path, more: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, str]:
+        """Returns the environment variables of `system`, `more` among them; it keeps its files in `scratch`."""
         own = {name: value for name, value in os.environ.items() if not name.endswith("_proxy")}
         if system.is_service:
             names = ("HTTP_PORT", "GRPC_PORT", "METRICS_PORT")
             return own | dict(zip(names, map(str, ports), strict=True))
+        workers = self.peer_workers if system.batching else 1
         return (
             own
             | _NO_REPORTS
+            | dict(more)
             | {
                 "PEER_ENGINE": system.engine,
                 "PEER_CHECKPOINT": str(self.checkpoint),
-                "PEER_THREADS": str(self.threads),
-                "OMP_NUM_THREADS": str(self.threads),
+                "PEER_WORKERS": str(workers),
+                "PEER_THREADS": str(self.threads // workers),
+                "OMP_NUM_THREADS": str(self.threads // workers),
                 "PYTHONPATH": str(CHECKOUT),
                 "BENTOML_HOME": str(scratch / "bentoml"),
                 "RAY_TMPDIR": str(scratch),

@@ -1,10 +1,10 @@
 """A comparison as Markdown: one row for each system, the aims and whether they were reached, and what was left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.compare.measure import LONG_TOKENS, SHORT_TOKENS
-from benchmarks.compare.results import Comparison, Spread, SystemResult
+from benchmarks.compare.results import PHASES, Comparison, Spread, SystemResult
 from benchmarks.compare.systems import FASTAPI, SERVICE, SERVICE_GRPC
 
 MAX_GENERATOR_CORES = 0.85
@@ -43,8 +43,8 @@ def aims(comparison: Comparison) -> list[Aim]:
     for result in comparison.systems.values():
         costs = result.long_per_s.over(result.short_per_s)
         found.append(Aim(f"core time of {short}, saturated, {result.title}", costs, 1 / 6, False))
-    for door, curve in comparison.curve_ms.items():
-        ratio = Spread((curve[SHORT_TOKENS] / curve[LONG_TOKENS],))
+    for door, curves in comparison.curves.items():
+        ratio = Spread(tuple(curve[SHORT_TOKENS] / curve[LONG_TOKENS] for curve in curves))
         found.append(Aim(f"time of {short}, one at a time, {door}", ratio, 1 / 6, False))
     return [aim for aim in found if aim.found.values]
 
@@ -109,6 +109,7 @@ def markdown(comparison: Comparison) -> str:
         "within 200 ms. The load generator runs on the same cores.",
         _systems(comparison),
         _aims(comparison),
+        _batching(comparison),
         _candidates(comparison),
         _curve(comparison),
         _skipped(comparison),
@@ -187,13 +188,27 @@ def _candidates(comparison: Comparison) -> str:
 
 
 def _curve(comparison: Comparison) -> str:
-    curves = comparison.curve_ms
-    lengths = sorted(curves["in process"])
-    rows = [[str(tokens), *(f"{curve[tokens]:.2f}" for curve in curves.values())] for tokens in lengths]
+    curves = {name: rounds for name, rounds in comparison.curves.items() if rounds}
+    lengths = sorted(next(iter(curves.values()))[0]) if curves else []
+    rows = [[str(tokens), *(show(_at(rounds, tokens)) for rounds in curves.values())] for tokens in lengths]
     header = ["tokens", *(f"{name}, ms" for name in curves)]
     return "## Time of one review against its tokens\n\nThe model's window cuts longer reviews.\n\n" + _table(
         header, rows
     )
+
+
+def _at(rounds: Sequence[Mapping[int, float]], tokens: int) -> Spread:
+    return Spread(tuple(curve[tokens] for curve in rounds))
+
+
+def _batching(comparison: Comparison) -> str:
+    rows = [
+        [r.title, show(r.reviews_per_execution), show(r.padding_share, 3), *(show(r.phases[p]) for p in PHASES)]
+        for r in comparison.systems.values()
+        if r.phases
+    ]
+    header = ["system", "reviews an execution", "padding's share of tokens", *(f"share of time: {p}" for p in PHASES)]
+    return "## Batching at saturation, as Triton counts\n\n" + _table(header, rows) if rows else ""
 
 
 def _skipped(comparison: Comparison) -> str:

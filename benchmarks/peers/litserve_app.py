@@ -3,7 +3,7 @@
     python -m benchmarks.peers.litserve_app --port 8100
     curl localhost:8100/predict -H 'Content-Type: application/json' -d '{"text": "Amazing movie!"}'
 
-As https://lightning.ai/docs/litserve/features/batching sets it up; one worker, since it uses all cores.
+As https://lightning.ai/docs/litserve/features/batching sets it up.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True, help="where to listen, on this machine only")
     options = parser.parse_args(argv)
     api = Sentiment(max_batch_size=model.MAX_BATCH_SIZE, batch_timeout=model.MAX_WAIT_S)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=model.num_workers())
     server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="warning")
     return 0
 

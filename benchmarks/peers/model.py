@@ -4,7 +4,8 @@ Frameworks start their workers each in their own way, so that settings travel in
 
     PEER_ENGINE       torch | shipped
     PEER_CHECKPOINT   folder of the checkpoint, for torch
-    PEER_THREADS      threads that inference may use, normally the number of cores
+    PEER_WORKERS      workers of a batching peer, each with a model of its own
+    PEER_THREADS      threads that inference may use in each of them
 
 Every answer is {"label": "negative" | "positive", "score": its probability}.
 """
@@ -40,6 +41,11 @@ def engine() -> str:
     if name not in ("torch", "shipped"):
         raise ValueError(f"PEER_ENGINE is {name!r}, expected torch or shipped")
     return name
+
+
+def num_workers() -> int:
+    """Returns $PEER_WORKERS, by default 1."""
+    return int(os.environ.get("PEER_WORKERS", 1))
 
 
 def num_threads() -> int:

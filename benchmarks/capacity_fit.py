@@ -1,0 +1,141 @@
+"""The replica that a sweep measured, fitted to its raw files by the laws of capacity_model.py."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import capacity_model, profiles, texts, verdict
+from benchmarks.capacity_model import Floats, Measured, Scalability, Service
+from benchmarks.summary import Summary
+from export.repository import REPOSITORY, TOKENIZER_FILE
+from model_repository.tokenizer.review_text import ReviewEncoder
+
+MERGED_KEY = "classifier_max_merged"
+"""In run.json: reviews of different requests that Triton puts into one execution at most. Older sweeps lack it."""
+HELD_OUT_SHARE = 0.1
+"""Rates this close to the measured highest rate are held out of the fit: the prediction is judged by them."""
+_MIN_RATES = 4
+_BUSY_USERS = 4
+"""Users an instance, from which on all instances are busy."""
+
+
+class CapacityError(ValueError):
+    """The folder lacks what the model is fitted to; the message says what, and which command makes it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted replica and what it was fitted to."""
+
+    scalability: Scalability
+    users: list[tuple[float, float]]
+    """Closed loop: users and requests answered a second."""
+    service: Service
+    alternatives: list[Service]
+    """What it would be without one of the rates that it was fitted to."""
+    lengths: Floats
+    """Tokens of the reviews that were sent, truncated."""
+    fitted: list[Measured]
+    held_out: list[Measured]
+    highest_per_s: float | None
+    """What the sweep's search found with one review per request, None where it did not search or found none."""
+
+
+def fit(folder: Path) -> Fit:
+    """Returns the replica that the sweep in `folder` measured.
+
+    Raises:
+        CapacityError: too few rates or users were measured, or not with one review of IMDb's lengths per request.
+    """
+    run_file = folder / verdict.RUN_FILE
+    if not run_file.exists():
+        raise CapacityError(f"{folder} holds no run: `make bench PROFILE=sweep` makes one")
+    facts = json.loads(run_file.read_text())
+    one = _valid(folder)
+    closed = sorted((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed")
+    steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
+    steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
+    highest = _measured_highest(facts)
+    points = [Measured(s.offered_per_s, s.p50_ms, s.p99_ms, s.load.warmup_s, s.load.duration_s) for s in steady]
+    fitted, held_out = _split(points, highest)
+    if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
+        raise CapacityError(
+            f"{folder} has {len(fitted)} steady rates to fit and {len(closed)} valid numbers of users, expected at "
+            f"least {_MIN_RATES} and 3: `make bench PROFILE=sweep` measures them"
+        )
+    lengths = lengths_sent(facts["texts"])
+    instances = facts["classifier_instances"]
+    per_token_s = capacity_model.time_per_token_s(instances, _saturated_per_s(closed, instances), float(lengths.mean()))
+    merged = facts.get(MERGED_KEY) or _largest_execution(one)
+    base = Service(per_token_s, 0.0, _elsewhere_s(steady[0]), instances=instances, max_merged=merged)
+    service, alternatives = capacity_model.calibrate(base, fitted, lengths)
+    law = capacity_model.fit_scalability(*zip(*closed, strict=True))
+    return Fit(law, closed, service, alternatives, lengths, fitted, held_out, highest)
+
+
+def errors(found: Fit) -> list[dict[str, float]]:
+    """Returns measured and predicted p99 for the rates that were held out."""
+    rows = []
+    for run in found.held_out:
+        repetitions = capacity_model.repeat(run, found.lengths)
+        predicted = capacity_model.as_measured_ms(found.service, run, repetitions)[1]
+        rows.append({"rate_per_s": run.rate_per_s, "measured_p99_ms": run.p99_ms, "predicted_p99_ms": predicted})
+    return rows
+
+
+def lengths_sent(source: dict[str, Any]) -> Floats:
+    """Returns the tokens, truncated, of the reviews that run.json's `texts` describe."""
+    data = None if source["data"] == "generated" else Path(source["data"])
+    reviews = texts.make("imdb", source["reviews"], source["seed"], data)
+    encoder = ReviewEncoder(REPOSITORY / TOKENIZER_FILE)
+    return np.array([len(row) for row in encoder.encode(reviews)], dtype=np.float64)
+
+
+def _valid(folder: Path) -> list[Summary]:
+    """Returns Locust's valid measurements with one review of IMDb's lengths per gRPC request."""
+    validity = profiles.load().validity
+    one = [s for s in verdict.read_all(folder) if s.load.tool == "locust" and s.load.texts == "imdb"]
+    one = [s for s in one if s.load.batch_size == 1 and s.load.protocol == "grpc" and s.batching]
+    return [s for s in one if not s.invalid(validity)]
+
+
+def _measured_highest(facts: dict[str, Any]) -> float | None:
+    highest: dict[str, float | None] = facts.get("highest_rate_per_s", {})
+    return next((rate for name, rate in highest.items() if name.endswith("one-review")), None)
+
+
+def _split(points: Sequence[Measured], highest_per_s: float | None) -> tuple[list[Measured], list[Measured]]:
+    """Returns the measurements to fit and those held out: around the highest rate, or every second without one."""
+    if highest_per_s is None:
+        return list(points[::2]), list(points[1::2])
+    near = [abs(point.rate_per_s / highest_per_s - 1) <= HELD_OUT_SHARE for point in points]
+    return (
+        [point for point, held in zip(points, near, strict=True) if not held],
+        [point for point, held in zip(points, near, strict=True) if held],
+    )
+
+
+def _saturated_per_s(closed: Sequence[tuple[float, float]], instances: int) -> float:
+    """Returns the median throughput with all instances busy; the most users' where they are few."""
+    busy = [answered for users, answered in closed if users >= _BUSY_USERS * instances]
+    return float(np.median(busy or [closed[-1][1]]))
+
+
+def _largest_execution(summaries: Sequence[Summary]) -> int:
+    """Returns the reviews of the largest execution: a sweep's most users have more waiting than the server merges."""
+    return max(max(s.batching.executions_by_reviews["classifier"], default=1) for s in summaries if s.batching)
+
+
+def _elsewhere_s(summary: Summary) -> float:
+    """Returns the part of the mean latency that is neither the classifier's queue nor its execution.
+
+    Only at a low rate: where reviews share executions, most are answered before the execution that Triton times ends.
+    """
+    batching = summary.batching
+    assert batching is not None
+    in_classifier_ms = (batching.queue_share + batching.inference_share) * batching.mean_ms
+    return max(summary.mean_ms - in_classifier_ms, 0.0) / 1000

@@ -1,0 +1,284 @@
+"""What Locust's users share and what becomes of it: answers, failures, requests in flight. No Triton runs here."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.client import RemoteDisconnected
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import CHECKOUT
+
+from benchmarks import answers, doors, load_test, locust_run, samples
+from benchmarks.answers import WrongAnswerError
+from benchmarks.doors import Door, Urls
+from benchmarks.load_test import InFlight, LoadTest, Options
+from benchmarks.peers import shipped_engine
+from benchmarks.profiles import Load, Validity
+from benchmarks.samples import OK, Sample
+from benchmarks.summary import Summary, summarise
+from benchmarks.texts import TextSource
+from clients import Prediction
+
+VALIDITY = Validity(max_generator_cpu_percent=85, max_littles_law_percent=2, max_disagreement_percent=15)
+POSITIVE = {"label": "positive", "score": 0.9, "probabilities": [0.1, 0.9]}
+SOURCE = TextSource(reviews=8)
+MODEL = shipped_engine.REPOSITORY / "classifier" / "1" / "model.onnx"
+
+
+def summary(folder: Path, rows: Sequence[Sample], loop: str = "open", level: float = 10, **raw: Any) -> Summary:
+    """Returns what ten seconds with these samples amount to."""
+    load = {"tool": "locust", "protocol": "grpc", "loop": loop, "level": level, "warmup_s": 0, "duration_s": 10}
+    content = {
+        "load": {**load, **raw.pop("load", {})},
+        "gate": True,
+        "window_s": [0.0, 10.0],
+        "generator": {"cpu_s": 1.0, "wall_s": 10.0},
+        "triton": None,
+        **raw,
+    }
+    samples.write(folder / "one.csv.gz", rows, 0.0)
+    (folder / "one.json").write_text(json.dumps(content))
+    return summarise(folder / "one.json")
+
+
+def arrivals(count: int, latency_s: float = 0.05) -> list[Sample]:
+    return [Sample(at, at, at + latency_s, 1, OK) for at in np.linspace(0, 10, count, endpoint=False)]
+
+
+def users(count: int, latency_s: float = 0.1) -> list[Sample]:
+    return [row for row in arrivals(round(10 / latency_s), latency_s) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"not JSON", id="no JSON"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"[]", id="no object"),
+        pytest.param(b'{"label": "positive", "score": 0.9}', id="a key is missing"),
+        pytest.param(b'{"label": [], "score": [], "probabilities": []}', id="no labels"),
+        pytest.param(b'{"label": "positive", "score": 0.9, "probabilities": null}', id="null"),
+        pytest.param(b'{"label": "positive", "score": "0.9", "probabilities": [0.1, 0.9]}', id="no number"),
+        pytest.param(b'{"label": ["positive"], "score": [0.9, 0.9], "probabilities": [0.1, 0.9]}', id="uneven"),
+    ],
+)
+def test_a_malformed_answer_of_generate_is_a_wrong_one(body: bytes) -> None:
+    assert doors._predictions(json.dumps(POSITIVE).encode()) == [Prediction("positive", 0.9, (0.1, 0.9))]
+    with pytest.raises(WrongAnswerError, match="came, expected label, score"):
+        doors._predictions(body)
+
+
+def load_test_with(monkeypatch: pytest.MonkeyPatch, folder: Path, ask: Any, known: dict[str, str]) -> LoadTest:
+    monkeypatch.setattr(doors, "open_door", lambda *_: Door(ask, lambda: None))
+    answers.write_known(folder / "known.json", known)
+    return LoadTest(Options(kind="short", source=SOURCE, known=folder / "known.json"))
+
+
+@pytest.mark.parametrize(
+    "error", [RemoteDisconnected("closed"), KeyError("label"), ZeroDivisionError(), RuntimeError()]
+)
+def test_whatever_goes_wrong_is_a_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    def fail(_: Sequence[str]) -> list[Prediction]:
+        raise error
+
+    test = load_test_with(monkeypatch, tmp_path, fail, {})
+    test.due(0.0)
+    sample, failure = test.ask("grpc", 0.0)
+    assert (sample.outcome, failure) == (type(error).__name__, error)
+    assert test._samples == [sample]
+    assert test._in_flight.count == 0
+
+
+def test_a_server_that_always_says_the_same_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    same = [Prediction("positive", 0.9, (0.1, 0.9))]
+    reviews = load_test._reviews("short", SOURCE)
+    known = {review: ("negative", "positive")[index % 2] for index, review in enumerate(reviews)}
+    test = load_test_with(monkeypatch, tmp_path, lambda _: same, known)
+    asked = [test.ask("grpc", 0.0) for _ in reviews]
+    assert [sample.outcome for sample, _ in asked].count("WrongAnswerError") == SOURCE.reviews // 2
+    assert any("expected 'negative' as the model of this checkout says" in str(error) for _, error in asked)
+
+
+def test_known_answers_come_from_the_model_and_a_fence_sitter_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not MODEL.exists():
+        pytest.skip("no model is installed in this checkout: make export")
+
+    def engine(num_threads: int) -> shipped_engine.Infer:
+        return lambda rows: (["negative"], [0.95 if len(rows[0]) > 6 else answers.SURE_SCORE - 0.01])
+
+    monkeypatch.setattr(shipped_engine, "open_engine", engine)
+    monkeypatch.setattr(answers, "KNOWN_SHARE", 1.0)
+    long = "this film was far too long and much too loud for me"
+    assert answers.known_labels(["short", long], seed=1) == {long: "negative"}
+
+
+def test_without_a_model_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shipped_engine, "REPOSITORY", tmp_path)
+    with pytest.raises(FileNotFoundError, match="make export"):
+        answers.known_labels(["a review"], seed=1)
+
+
+def test_without_known_answers_a_measurement_is_invalid(tmp_path: Path) -> None:
+    assert "no right answer was known" in summary(tmp_path, arrivals(100), known_answers=0).invalid(VALIDITY)[0]
+    assert summary(tmp_path, arrivals(100), known_answers=1).invalid(VALIDITY) == []
+    assert summary(tmp_path, arrivals(100)).invalid(VALIDITY) == []  # perf_analyzer checks none
+
+
+def test_time_in_flight_is_counted_from_due_to_ended() -> None:
+    counted = InFlight()
+    counted.due(1.0)
+    counted.due(2.0)
+    assert counted.integral_s(4.0) == pytest.approx(5.0)
+    counted.ended(3.5)
+    assert counted.integral_s(5.0) - counted.integral_s(4.0) == pytest.approx(1.0)
+
+
+def test_littles_law_misses_samples_of_an_open_loop_that_were_counted(tmp_path: Path) -> None:
+    assert summary(tmp_path, arrivals(100), in_flight=0.5).invalid(VALIDITY) == []
+    assert "not in a steady state" in summary(tmp_path, arrivals(100), in_flight=0.55).invalid(VALIDITY)[0]
+
+
+def test_littles_law_misses_users_of_a_closed_loop_that_ended(tmp_path: Path) -> None:
+    assert summary(tmp_path, users(4), "closed", 4).invalid(VALIDITY) == []
+    assert "4.00 requests in flight" in summary(tmp_path, users(3), "closed", 4).invalid(VALIDITY)[0]
+
+
+def test_long_requests_at_the_edges_of_a_closed_loop_are_no_miss(tmp_path: Path) -> None:
+    rows = [Sample(at, at, at + 2.2, 1, OK) for at in np.arange(-1.9, 10, 2.2)]
+    assert summary(tmp_path, rows, "closed", 1).littles_law_percent == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(100, True), (128, True), (135, False), (60, False)])
+def test_an_open_loop_must_keep_to_its_rate_within_what_chance_allows(tmp_path: Path, count: int, kept: bool) -> None:
+    reasons = summary(tmp_path, arrivals(count)).invalid(VALIDITY)
+    assert [reason for reason in reasons if "did not keep to its rate" in reason] == reasons
+    assert (not reasons) is kept
+    assert summary(tmp_path, users(1), "closed", 1).invalid(VALIDITY) == []
+
+
+@pytest.mark.parametrize(("count", "is_maximum"), [(99, True), (100, True), (101, False), (400, False)])
+def test_a_p99_of_few_requests_is_the_slowest(tmp_path: Path, count: int, is_maximum: bool) -> None:
+    rows = [*arrivals(count - 1), Sample(9.0, 9.0, 9.9, 1, OK)]
+    found = summary(tmp_path, rows)
+    assert found.p99_is_maximum is is_maximum
+    assert (found.p99_ms == pytest.approx(900)) is is_maximum
+
+
+class _StandIn(BaseHTTPRequestHandler):
+    """Answers every review with `POSITIVE`, and Triton's statistics with nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._send(json.dumps({"model_stats": [{}]}).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.1)
+        self._send(json.dumps(POSITIVE).encode())
+
+    def _send(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+class _NoWatch:
+    def cpu_s(self) -> dict[str, float]:
+        return {}
+
+
+def locust(monkeypatch: pytest.MonkeyPatch, url: str, metrics_url: str, folder: Path) -> Path:
+    """Runs two closed users against the stand-in for a second; half of the texts have a known answer."""
+    reviews = load_test._reviews("short", SOURCE)
+    monkeypatch.setattr(load_test, "known_answers", lambda *_: dict.fromkeys(reviews[::2], "negative"))
+    load = Load(tool="locust", protocol="generate", loop="closed", level=2, texts="short", warmup_s=0.2, duration_s=0.8)
+    urls = Urls(url, "grpc://127.0.0.1:9", metrics_url)
+    return locust_run.run(load, urls, folder / "two", SOURCE, _NoWatch(), gate=False)  # type: ignore[arg-type]
+
+
+def test_locust_keeps_what_is_under_way_at_the_end_and_finds_wrong_answers(
+    monkeypatch: pytest.MonkeyPatch, stand_in: str, tmp_path: Path
+) -> None:
+    found = summarise(locust(monkeypatch, stand_in, f"{stand_in}/metrics", tmp_path))
+    assert (found.load.loop, found.load.level, found.load.protocol) == ("closed", 2, "generate")
+    assert set(found.failures) == {"WrongAnswerError"}
+    assert found.failures["WrongAnswerError"] < found.requests
+    assert (found.known_answers, found.invalid(VALIDITY)) == (SOURCE.reviews // 2, [])
+    data = samples.read(tmp_path / "two.csv.gz")
+    (_, end_s) = json.loads((tmp_path / "two.json").read_text())["window_s"]
+    assert int(((data.scheduled_s < end_s) & (data.done_s >= end_s)).sum()) == 2
+
+
+def test_locust_ends_at_once_with_the_reason_when_there_are_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, stand_in: str, tmp_path: Path
+) -> None:
+    with pytest.raises(locust_run.LoadError, match="error: URLError"):
+        locust(monkeypatch, stand_in, "http://127.0.0.1:9/metrics", tmp_path)
+
+
+IN_LOCUST = """
+import locust
+from types import SimpleNamespace
+import gevent
+from benchmarks import locustfile
+
+ended = []
+class Endless:
+    options = SimpleNamespace(window_s=1)
+    def watch_window(self, sleep): sleep(1e6)
+    def end(self): ended.append(self)
+
+environment = SimpleNamespace(web_ui=None, runner=None, parsed_options=None)
+make, locustfile._make = locustfile._make, lambda _: Endless()
+locustfile._start(environment)
+watcher = locustfile._running[id(environment)].watcher
+locustfile._finish(environment)
+assert watcher.dead and len(ended) == 1, "the watcher of a test that ended goes on"
+locustfile._finish(environment)
+
+runner = SimpleNamespace(target_user_count=3)
+picked = [locustfile.GrpcUser, locustfile.GrpcArrivals]
+for users, window_s in (picked, 5), (picked[:1], 0):
+    try:
+        locustfile._load(SimpleNamespace(user_classes=users, runner=runner), SimpleNamespace(window_s=window_s))
+    except ValueError as error:
+        assert "--out needs --window-s" in str(error), error
+    else:
+        raise AssertionError("accepted")
+
+locustfile._make = make
+try:
+    locustfile._start(environment)
+except SystemExit as end:
+    assert "AssertionError" in str(end.code), end.code
+else:
+    raise AssertionError("Locust would run on without a test")
+"""
+
+
+def test_a_load_test_that_ended_or_never_began_leaves_nothing_running() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", IN_LOCUST], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
