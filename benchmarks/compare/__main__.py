@@ -69,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help=f"only these of: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, help="instead of the plan's")
     parser.add_argument(
-        "--peer-workers", type=int, default=cores[0], help="workers of a batching peer, which share the cores"
+        "--peer-workers", type=int, default=1, help="workers of a batching peer, which share the cores"
     )
     parser.add_argument("--cores", type=int, default=cores[0] * cores[1], help="cores that everything shares")
     parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
