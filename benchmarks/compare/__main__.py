@@ -1,6 +1,6 @@
 """Measures this service beside its in-process ceiling and other serving frameworks, on the same cores in one run.
 
-    make bench-compare                                     # makes the environments; about 50 minutes
+    make bench-compare                                     # makes the environments; 50 minutes, without VNNI an hour
     make bench-compare COMPARE_ARGS=--quick                # 6 minutes at most, one round, no spread
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
@@ -68,9 +68,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [system.name for system in SYSTEMS]
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help=f"only these of: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, help="instead of the plan's")
-    parser.add_argument(
-        "--peer-workers", type=int, default=1, help="workers of a batching peer, which share the cores"
-    )
+    parser.add_argument("--peer-workers", type=int, default=1, help="workers of a batching peer, which share the cores")
     parser.add_argument("--cores", type=int, default=cores[0] * cores[1], help="cores that everything shares")
     parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
     parser.add_argument("--seed", type=int, default=texts.DEFAULT_SEED, help="seed of texts, arrivals and order")

@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 from benchmarks.answers import SURE_SCORE
 from benchmarks.compare.plan import GROUPINGS, layouts
 from benchmarks.peers import shipped_engine
+from model_repository.classifier.engine import WIDTH_STEPS, choose
 from model_repository.classifier.length_groups import length_groups
 
 Rows = Sequence[Sequence[int]]
 
 
 def _groups(rows: Rows, grouping: str) -> list[list[list[int]]]:
-    groups = length_groups([len(row) for row in rows], max(map(len, rows)), GROUPINGS[grouping])
+    lengths = [len(row) for row in rows]
+    groups = length_groups(lengths, max(lengths), GROUPINGS[grouping], WIDTH_STEPS[choose()])
     return [[list(rows[index]) for index in group] for _, group in groups]
 
 

@@ -27,7 +27,7 @@ def open_engine(num_threads: int) -> Infer:
     engine = Engine(REPOSITORY / "classifier" / "1" / "model.onnx", num_threads)
 
     def infer(rows: Sequence[Sequence[int]]) -> tuple[list[str], list[float]]:
-        input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens))
+        input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens, engine.width_step))
         labels, scores = engine.run(OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask})
         return [str(label) for label in labels[:, 0]], [float(score) for score in scores[:, 0]]
 

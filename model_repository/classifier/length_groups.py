@@ -1,23 +1,22 @@
 """Which reviews run together, and in which rectangles: pure arithmetic on token counts.
 
 On a CPU a run has a fixed cost, which short reviews share when they run together; padding costs what tokens cost. And
-the first run of a shape takes two to three times as long as later ones, since the engine makes its kernels for it. So
-widths are multiples of `WIDTH_STEP` and group sizes powers of two: few enough shapes to run each once before the first
-review comes.
+in some engines the first run of a shape takes two to three times as long as later ones, since they make kernels for it:
+there widths go in steps and group sizes are powers of two, few enough shapes to run each once before the first review
+comes. Engine.width_step says which steps.
 """
 
 from collections.abc import Iterator, Sequence
 
-WIDTH_STEP = 8
-"""Tokens. IMDb's reviews, 225 on average once truncated, get 1 % padding from it."""
 
-
-def width_of(length: int, max_width: int) -> int:
+def width_of(length: int, max_width: int, width_step: int) -> int:
     """Returns the width that a review of `length` tokens runs at where the model takes `max_width`."""
-    return max(length, min(-(-length // WIDTH_STEP) * WIDTH_STEP, max_width))
+    return max(length, min(-(-length // width_step) * width_step, max_width))
 
 
-def length_groups(lengths: Sequence[int], max_width: int, max_group_tokens: int) -> Iterator[tuple[int, list[int]]]:
+def length_groups(
+    lengths: Sequence[int], max_width: int, max_group_tokens: int, width_step: int
+) -> Iterator[tuple[int, list[int]]]:
     """Yields a width and the indices into `lengths` that run at it; every index once, who came first runs first.
 
     A group is a rectangle: reviews of one width, as many as a power of two, at most `max_group_tokens` tokens in all
@@ -26,7 +25,7 @@ def length_groups(lengths: Sequence[int], max_width: int, max_group_tokens: int)
     """
     same_width: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
-        same_width.setdefault(width_of(length, max_width), []).append(index)
+        same_width.setdefault(width_of(length, max_width, width_step), []).append(index)
     groups = [
         (width, group) for width, members in same_width.items() for group in _split(members, max_group_tokens // width)
     ]
@@ -41,9 +40,9 @@ def _split(members: Sequence[int], max_size: int) -> Iterator[list[int]]:
         start += size
 
 
-def shapes(max_length: int, max_width: int, max_group_tokens: int) -> Iterator[tuple[int, int]]:
+def shapes(max_length: int, max_width: int, max_group_tokens: int, width_step: int) -> Iterator[tuple[int, int]]:
     """Yields every rectangle (reviews, width) that `length_groups` can make of reviews up to `max_length` tokens."""
-    for width in sorted({width_of(length, max_width) for length in range(1, max_length + 1)}):
+    for width in sorted({width_of(length, max_width, width_step) for length in range(1, max_length + 1)}):
         largest = _power_of_two(max_group_tokens // width)
         yield from ((1 << power, width) for power in range(largest.bit_length()))
 

@@ -35,13 +35,13 @@ class TritonPythonModel:
         and no review waits for what only a first run does."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        self._max_group_tokens = int(parameters["max_group_tokens"])
         model_dir = Path(args["model_repository"])
         model_file = model_dir / args["model_version"] / "model.onnx"
         self._engine = Engine(model_file, int(parameters["num_threads"]), parameters["runtime"])
         pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._engine.runtime}")
         max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
-        self._run_each_shape(list(shapes(max_length, self._engine.max_tokens, self._max_group_tokens)))
+        self._grouping = (self._engine.max_tokens, int(parameters["max_group_tokens"]), self._engine.width_step)
+        self._run_each_shape(list(shapes(max_length, *self._grouping)))
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
         self._metrics = ExecutionMetrics()
 
@@ -56,7 +56,7 @@ class TritonPythonModel:
             request_rows = pending.open()
             rows.extend((row, pending, place) for place, row in enumerate(request_rows))
         lengths = [len(row) for row, _, _ in rows]
-        groups = list(length_groups(lengths, self._engine.max_tokens, self._max_group_tokens))
+        groups = list(length_groups(lengths, *self._grouping))
         for number, (width, group) in enumerate(groups, start=1):
             answers = self._answer([rows[index][0] for index in group], width)
             for index, answer in zip(group, answers, strict=True):
