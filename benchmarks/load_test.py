@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import answers, doors, samples, texts, triton_metrics
 from benchmarks.doors import Door, Urls
 from benchmarks.profiles import Load, Protocol, TextKind
@@ -100,7 +98,7 @@ class LoadTest:
         texts_of = (options.kind, options.source)
         self.reviews = _reviews(*texts_of)
         self._known = answers.read_known(options.known) if options.known else known_answers(*texts_of)
-        self._order = np.random.default_rng(options.source.seed).permutation(len(self.reviews))
+        self._order = texts.mixed_order([len(review) for review in self.reviews], options.source.seed)
         self._position = 0
         self._doors: dict[Protocol, Door] = {}
         self._samples: list[Sample] = []

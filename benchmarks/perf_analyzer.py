@@ -94,7 +94,8 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as name:
         scratch = Path(name)
         reviews = texts.make(load.texts, source.reviews, source.seed, source.data)
-        data = [{"text": {"content": [review], "shape": [1]}} for review in reviews]
+        order = texts.mixed_order([len(review) for review in reviews], source.seed)
+        data = [{"text": {"content": [review], "shape": [1]}} for review in map(reviews.__getitem__, order)]
         (scratch / "input.json").write_text(json.dumps({"data": data}))
         server_before, cpu_before, start_s = watch.cpu_s(), _children_cpu_s(), time.monotonic()
         before = triton_metrics.snapshot(urls.http, urls.metrics)

@@ -29,6 +29,9 @@ _SHORT_QUANTILES = ((0.0, 5), (1.0, 10))
 DEFAULT_COUNT = 512
 DEFAULT_SEED = 1
 _READERS = (".parquet", ".csv")
+STRATA = 16
+"""Consecutive reviews that hold one of each sixteenth by length: what a slow system gets through in a window is then as
+long, on average, as what a fast one does."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,18 @@ def _draw(reviews: list[str], count: int, seed: int, path: Path) -> list[str]:
         raise TextError(f"{path}: {len(reviews)} reviews, expected at least {count}: lower --reviews")
     chosen = np.random.default_rng(seed).choice(len(reviews), size=count, replace=False)
     return [reviews[index] for index in chosen]
+
+
+def mixed_order(lengths: Sequence[int], seed: int) -> list[int]:
+    """Returns a shuffled order of the texts of `lengths` in which all of them come, and short and long ones evenly."""
+    rng = np.random.default_rng(seed)
+    strata = np.array_split(np.argsort(lengths, kind="stable"), STRATA)
+    columns = [rng.permutation(stratum).tolist() for stratum in strata]
+    order: list[int] = []
+    for place in range(max(map(len, columns))):
+        block = [column[place] for column in columns if place < len(column)]
+        order.extend(rng.permutation(block).tolist())
+    return order
 
 
 def token_counts(reviews: Sequence[str], tokenizer_file: Path = REPOSITORY / TOKENIZER_FILE) -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks import texts
 from benchmarks.compare import inprocess, load, lone, measure
 from benchmarks.compare.doors import Door
 from benchmarks.compare.load import WRONG, Spec
@@ -70,10 +71,10 @@ def test_lone_reviews_run_in_process_and_are_sent_in_turn(door: Door) -> None:
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=200), st.integers(0, 5))
 def test_order_holds_every_text_once_and_mixes_lengths_all_along(lengths: list[int], seed: int) -> None:
-    order = load.mixed_order(lengths, seed)
+    order = texts.mixed_order(lengths, seed)
     assert sorted(order) == list(range(len(lengths)))
-    if len(set(lengths)) == len(lengths) >= 2 * load.STRATA:
-        first = [lengths[index] for index in order[: load.STRATA]]
+    if len(set(lengths)) == len(lengths) >= 2 * texts.STRATA:
+        first = [lengths[index] for index in order[: texts.STRATA]]
         middle = sorted(lengths)[len(lengths) // 2]
         assert min(first) < middle <= max(first)
 

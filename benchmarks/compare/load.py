@@ -23,11 +23,9 @@ from benchmarks import samples, triton_metrics
 from benchmarks.compare import cpu, doors, lone
 from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, TIMEOUT_S
 from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
+from benchmarks.texts import mixed_order
 
 WRONG = "wrong answer"
-STRATA = 16
-"""Consecutive reviews that hold one of each sixteenth by length: what a slow system gets through in a window is then as
-long, on average, as what a fast one does."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +118,6 @@ def arrivals(rate_per_s: float, length_s: float, seed: int) -> list[float]:
     gaps = rng.exponential(1 / rate_per_s, size=int(rate_per_s * length_s * 2) + 50)
     times = np.cumsum(gaps)
     return [float(time_s) for time_s in times[times < length_s]]
-
-
-def mixed_order(lengths: Sequence[int], seed: int) -> list[int]:
-    """Returns a shuffled order of the texts of `lengths` in which all of them come, and short and long ones evenly."""
-    rng = np.random.default_rng(seed)
-    strata = np.array_split(np.argsort(lengths, kind="stable"), STRATA)
-    columns = [rng.permutation(stratum).tolist() for stratum in strata]
-    order: list[int] = []
-    for place in range(max(map(len, columns))):
-        block = [column[place] for column in columns if place < len(column)]
-        order.extend(rng.permutation(block).tolist())
-    return order
 
 
 async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:
