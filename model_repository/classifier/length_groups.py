@@ -1,9 +1,9 @@
 """Which reviews run together, and in which rectangles: pure arithmetic on token counts.
 
 On a CPU a run has a fixed cost, which short reviews share when they run together; padding costs what tokens cost. And
-in some engines the first run of a shape takes two to three times as long as later ones, since they make kernels for it:
-there widths go in steps and group sizes are powers of two, few enough shapes to run each once before the first review
-comes. Engine.width_step says which steps.
+in some engines the first run of a shape takes two to three times as long as later ones, since they make kernels for it.
+So widths go in the engine's steps (`Engine.width_step`) and group sizes are powers of two: in these engines few enough
+shapes to run each once before the first review comes.
 """
 
 from collections.abc import Iterator, Sequence
