@@ -99,8 +99,10 @@ def _refuse_cache(urls: Urls) -> None:
     """Raises ServiceError where answers may come out of a response cache: they would be measured, not the model."""
     try:
         door = doors.open_door("infer", urls, _ASK_TIMEOUT_S)
-        door.ask(["A review, so that a cache has something to count."])
-        door.close()
+        try:
+            door.ask(["A review, so that a cache has something to count."])
+        finally:
+            door.close()
     except (OSError, SentimentError) as error:
         raise ServiceError(f"{urls.http} is ready, but answers no review: {error}") from error
     try:

@@ -1,5 +1,6 @@
 """Versions of what a system runs on, read in its own environment."""
 
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -24,6 +25,7 @@ print(json.dumps(found))
 """
 
 
+@functools.cache  # systems share environments, and run.json is written twice
 def of(python: Path, environment: str) -> dict[str, str]:
     """Returns the versions of Python, framework and engines in the environment of `python`; empty if there is none."""
     if not python.exists():
