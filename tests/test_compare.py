@@ -17,7 +17,7 @@ from benchmarks.compare.load import arrivals
 from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison, Spread
 from benchmarks.compare.systems import SYSTEMS, TEXT, chosen, default_machine
-from benchmarks.peers.served import CLASSIFIER_CONFIG, served_layout
+from benchmarks.peers.served import CLASSIFIER_CONFIG, lone_threads, served_layout
 from benchmarks.samples import OK, Sample
 from benchmarks.samples import write as write_samples
 
@@ -85,6 +85,16 @@ def test_layout_of_the_service_is_read_from_its_configuration(tmp_path: Path) ->
     (tmp_path / "config.pbtxt").write_text('name: "classifier"\n')
     with pytest.raises(ValueError, match="num_threads"):
         served_layout(tmp_path / "config.pbtxt")
+
+
+@pytest.mark.parametrize(("runtime", "expected"), [("openvino", 1), ("onnxruntime", 2)])
+def test_lone_reviews_are_compared_with_the_threads_that_serve_them(
+    tmp_path: Path, runtime: str, expected: int
+) -> None:
+    config = text_format.Parse(CLASSIFIER_CONFIG.read_text(), model_config_pb2.ModelConfig())
+    config.parameters["runtime"].string_value = runtime
+    (tmp_path / "config.pbtxt").write_text(str(config))
+    assert lone_threads(tmp_path / "config.pbtxt") == expected
 
 
 def test_unknown_system_is_refused_with_the_known_ones() -> None:

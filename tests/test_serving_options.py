@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +215,53 @@ def test_lone_reviews_all_go_to_one_classifier_process_and_a_crowd_to_both(serve
         assert idle <= 0.1 * busy, (idle, busy)
         less, more = ticks_of_each(32, [REVIEWS[0]] * 32)
         assert less >= 0.25 * more, (less, more)
+
+
+def reviews_by_cores(served: Server) -> dict[str, int]:
+    """Returns how many reviews the classifier ran on all cores and how many on one instance's own."""
+    metrics = serving.get(served.metrics_url)[1]
+    return {
+        cores: int(n) for cores, n in re.findall(r'^sentiment_classifier_reviews\{cores="(\w+)"\} (\d+)', metrics, re.M)
+    }
+
+
+def settled(served: Server) -> dict[str, int]:
+    """Returns `reviews_by_cores` once it is the same for half a second: metrics come a moment after the answers."""
+    counted, since_s = reviews_by_cores(served), time.monotonic()
+    while time.monotonic() - since_s < 0.5:
+        time.sleep(0.05)
+        if (now := reviews_by_cores(served)) != counted:
+            counted, since_s = now, time.monotonic()
+    return counted
+
+
+def test_lone_reviews_run_on_all_cores_and_a_crowd_on_each_instances_own(
+    start: Start, changed: Path, server: Server
+) -> None:
+    replace(changed / "classifier" / "config.pbtxt", 'string_value: "auto"', 'string_value: "onnxruntime"')
+    served = start()
+    before = settled(served)
+    with SentimentClient(served.grpc_url) as client:
+        for _ in range(20):
+            client.predict([REVIEWS[0]])
+        lone = settled(served)
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(client.predict, [[REVIEWS[0] * 5]] * 400))
+    crowd = settled(served)
+    assert (lone["all"] - before["all"], lone["own"] - before["own"]) == (20, 0)
+    assert sum(crowd.values()) - sum(lone.values()) == 400
+    assert crowd["own"] - lone["own"] > 200, crowd
+    assert_same_answers(served, server)
+
+
+def test_as_many_threads_alone_as_in_company_leave_the_cores_of_others_alone(start: Start, changed: Path) -> None:
+    config = changed / "classifier" / "config.pbtxt"
+    replace(config, 'string_value: "auto"', 'string_value: "onnxruntime"')
+    replace(config, 'value: { string_value: "2" }', 'value: { string_value: "1" }')
+    served = start()
+    assert serving.generate(served, REVIEWS[0])[0] == 200
+    counted = settled(served)
+    assert counted["own"] > 0 == counted["all"], counted
 
 
 def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, server: Server) -> None:

@@ -31,7 +31,7 @@ from benchmarks.compare.load import Spec
 from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, Plan
 from benchmarks.compare.server import Server, StartError, running
 from benchmarks.compare.systems import CHECKOUT, PYTHON, Machine, System
-from benchmarks.peers.served import served_layout
+from benchmarks.peers.served import lone_threads
 from benchmarks.samples import SAMPLES_SUFFIX
 
 CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
@@ -153,7 +153,7 @@ class Bench:
             self.load(one, folder / f"{system.name}.{one_length(tokens)}")
 
     def _lone(self, system: System, server: Server, folder: Path) -> None:
-        spec = replace(self._spec(server), lone_threads=served_layout()[1])
+        spec = replace(self._spec(server), lone_threads=lone_threads())
         own = slice(self.plan.lone_requests)
         self.load(replace(spec, texts=self.texts[own], labels=self.labels[own]), folder / f"{system.name}.{LONE}")
         texts = [entry["text"] for entry in json.loads((self.out / LENGTHS_FILE).read_text())] * self.plan.curve_repeats

@@ -5,6 +5,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from model_repository.classifier.engine import choose, takes_all_cores
+
 CLASSIFIER_CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "classifier" / "config.pbtxt"
 
 
@@ -14,8 +16,19 @@ def served_layout(config_file: Path = CLASSIFIER_CONFIG) -> tuple[int, int]:
     Raises:
         ValueError: the configuration does not say.
     """
-    config = text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    config = _read(config_file)
     instances = sum(group.count for group in config.instance_group)
     if not instances or "num_threads" not in config.parameters:
         raise ValueError(f"{config_file}: expected instance groups with a count, and a parameter num_threads")
     return instances, int(config.parameters["num_threads"].string_value)
+
+
+def lone_threads(config_file: Path = CLASSIFIER_CONFIG) -> int:
+    """Returns the threads of a review that comes alone: of one instance, or of all where that runtime takes them."""
+    parameters = _read(config_file).parameters
+    alone = takes_all_cores(choose(parameters["runtime"].string_value))
+    return int(parameters["num_threads_alone" if alone else "num_threads"].string_value)
+
+
+def _read(config_file: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config_file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())

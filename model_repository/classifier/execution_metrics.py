@@ -1,4 +1,4 @@
-"""The classifier's own metrics on the metrics port: tokens run, the padding among them, reviews of each execution."""
+"""The classifier's own metrics on the metrics port: tokens run, the padding among them, batch sizes, cores used."""
 
 from __future__ import annotations  # the stub adds most names to pb_utils only after this file is imported
 
@@ -19,6 +19,8 @@ class Execution(NamedTuple):
     review_tokens: int
     padding_tokens: int
     reviews: int
+    reviews_on_all_cores: int
+    """Of them, those that ran alone on the cores of all instances."""
 
 
 class ExecutionMetrics:
@@ -39,6 +41,13 @@ class ExecutionMetrics:
             kind=pb_utils.MetricFamily.HISTOGRAM,
         )
         self._batch_reviews = self._batch_family.Metric(buckets=BATCH_BUCKETS)
+        self._review_family = pb_utils.MetricFamily(
+            name="sentiment_classifier_reviews",
+            description="Reviews run by the classifier on an instance's own cores, or alone on those of all instances",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._reviews_on_own = self._review_family.Metric(labels={"cores": "own"})
+        self._reviews_on_all = self._review_family.Metric(labels={"cores": "all"})
         self._executions: queue.SimpleQueue[Execution] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._report_until_closed, name="metrics", daemon=True)
@@ -52,8 +61,8 @@ class ExecutionMetrics:
         """Ends the thread and lets go of the metrics; left to the interpreter, their order would crash this process."""
         self._closing.set()
         self._thread.join()
-        del self._review_tokens, self._padding_tokens, self._batch_reviews
-        del self._token_family, self._batch_family
+        del self._review_tokens, self._padding_tokens, self._batch_reviews, self._reviews_on_own, self._reviews_on_all
+        del self._token_family, self._batch_family, self._review_family
 
     def _report_until_closed(self) -> None:
         while not self._closing.wait(REPORT_INTERVAL_S):
@@ -61,5 +70,8 @@ class ExecutionMetrics:
             if executions:
                 self._review_tokens.increment(sum(execution.review_tokens for execution in executions))
                 self._padding_tokens.increment(sum(execution.padding_tokens for execution in executions))
+                on_all = sum(execution.reviews_on_all_cores for execution in executions)
+                self._reviews_on_all.increment(on_all)
+                self._reviews_on_own.increment(sum(execution.reviews for execution in executions) - on_all)
             for execution in executions:
                 self._batch_reviews.observe(execution.reviews)

@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from engine import Engine
+from core_sharing import Cores
 from execution_metrics import Execution, ExecutionMetrics
-from length_groups import length_groups, shapes
+from runner import OUTPUTS, Ids, Runner
 
-Ids = npt.NDArray[np.int64]
 Answer = list[npt.NDArray[Any]]
 """The outputs (1, ...) of one row, in the order of `OUTPUTS`."""
-
-OUTPUTS = ("label", "score", "probabilities")
 
 
 class TritonPythonModel:
@@ -35,20 +32,20 @@ class TritonPythonModel:
         and no review waits for what only a first run does."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        sizes = [int(parameters[name]) for name in ("max_group_tokens", "num_threads", "num_threads_alone")]
         model_dir = Path(args["model_repository"])
         model_file = model_dir / args["model_version"] / "model.onnx"
-        self._engine = Engine(model_file, int(parameters["num_threads"]), parameters["runtime"])
-        pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._engine.runtime}")
-        max_length = json.loads((model_dir / "manifest.json").read_text())["max_length"]  # of the tokenizer beside it
-        self._grouping = (self._engine.max_tokens, int(parameters["max_group_tokens"]), self._engine.width_step)
-        self._run_each_shape(list(shapes(max_length, *self._grouping)))
+        self._runner = Runner(model_file, parameters["runtime"], *sizes, _cores(model_dir))
+        pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._runner.runtime}")
+        self._runner.prepare(json.loads((model_dir / "manifest.json").read_text())["max_length"])  # the tokenizer's
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
         self._metrics = ExecutionMetrics()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
         """Answers each request when its last row has run, oldest first.
 
-        What ends with the last group is returned, the rest is sent before: returning costs the server less.
+        What ends with the last group is returned, the rest is sent before: returning costs the server less. Where
+        requests were merged the server is busy, so that each instance keeps to its own cores.
         """
         pendings = [_Pending(request) for request in requests]
         rows: list[tuple[Ids, _Pending, int]] = []  # with the request that a row belongs to and its place there
@@ -56,45 +53,41 @@ class TritonPythonModel:
             request_rows = pending.open()
             rows.extend((row, pending, place) for place, row in enumerate(request_rows))
         lengths = [len(row) for row, _, _ in rows]
-        groups = list(length_groups(lengths, *self._grouping))
+        groups = self._runner.groups(lengths)
         for number, (width, group) in enumerate(groups, start=1):
-            answers = self._answer([rows[index][0] for index in group], width)
+            answers = self._answer([rows[index][0] for index in group], width, may_take_all=len(requests) == 1)
             for index, answer in zip(group, answers, strict=True):
                 _, pending, place = rows[index]
                 pending.answer(place, answer)
                 if number < len(groups):
                     pending.send_if_complete()
         num_run = sum(len(group) * width for width, group in groups)
-        self._metrics.note(Execution(sum(lengths), num_run - sum(lengths), len(rows)))
+        on_all_cores = self._runner.take_reviews_on_all_cores()
+        self._metrics.note(Execution(sum(lengths), num_run - sum(lengths), len(rows), on_all_cores))
         return [pending.response for pending in pendings]
 
     def finalize(self) -> None:
         """Ends what `initialize` started."""
         self._metrics.close()
 
-    def _run_each_shape(self, rectangles: Sequence[tuple[int, int]]) -> None:
-        """Runs every (reviews, width) once, or where none needs it the largest alone, so that memory is taken now."""
-        if not self._engine.prepares_each_shape:
-            rectangles = [max(rectangles, key=lambda rectangle: rectangle[0] * rectangle[1])]
-        for size, width in rectangles:
-            self._run([np.zeros(width, dtype=np.int64)] * size, width)
-
-    def _answer(self, rows: Sequence[Ids], width: int) -> Sequence[Answer | str]:
+    def _answer(self, rows: Sequence[Ids], width: int, may_take_all: bool) -> Sequence[Answer | str]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
         try:
-            outputs = self._run(rows, width)
+            outputs = self._runner.run(rows, width, may_take_all)
         except Exception as error:  # whatever it is, it must not reach the group's other rows
-            return [str(error)] if len(rows) == 1 else [self._answer([row], width)[0] for row in rows]
+            if len(rows) == 1:
+                return [str(error)]
+            return [self._answer([row], width, may_take_all)[0] for row in rows]
         return [[output[index : index + 1] for output in outputs] for index in range(len(rows))]
 
-    def _run(self, rows: Sequence[Ids], width: int) -> list[npt.NDArray[Any]]:
-        """Runs `rows` as one rectangle; the outputs (n, ...) come in the order of `OUTPUTS`."""
-        input_ids = np.zeros((len(rows), width), dtype=np.int64)  # (n, width)
-        attention_mask = np.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = row
-            attention_mask[index, : len(row)] = 1
-        return self._engine.run(OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask})
+
+def _cores(folder: Path) -> Cores | None:
+    """Returns the cores of all instances, None where `folder`'s file system cannot tell which are taken."""
+    try:
+        return Cores(folder)
+    except OSError as error:
+        pb_utils.Logger.log_warn(f"each instance keeps to num_threads, since {folder} cannot be locked: {error}")
+        return None
 
 
 def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
