@@ -67,7 +67,8 @@ def _print_fit(found: Fit, errors: Sequence[dict[str, float]]) -> None:
     print(
         f"a review of mean length: {1000 * service.per_token_s * float(found.lengths.mean()):.1f} ms in one of "
         f"{service.instances} instances, up to {service.max_merged} an execution, {100 * service.waking:.0f} % more "
-        f"where it was idle, {1000 * service.elsewhere_s:.1f} ms elsewhere; noise {service.noise:.2f}, "
+        f"where it was idle, {f'{100 * service.alone:.0f} % of it alone on all cores, ' if service.alone else ''}"
+        f"{1000 * service.elsewhere_s:.1f} ms elsewhere; noise {service.noise:.2f}, "
         f"{f'the same for {service.noise_lasts_s:g} s' if service.noise_lasts_s else 'of each execution'}"
     )
     print(f"fitted to {len(found.fitted)} runs: {', '.join(f'{run.rate_per_s:.1f}' for run in found.fitted)}/s")

@@ -19,6 +19,8 @@ MERGED_KEY = "classifier_max_merged"
 HELD_OUT_SHARE = 0.1
 """Rates this close to the measured highest rate are held out of the fit: the prediction is judged by them."""
 _MIN_RATES = 4
+_MOSTLY = 0.9
+"""Share of one user's reviews that run alone where a server lets them at all; the metrics lag by some."""
 _BUSY_USERS = 4
 """Users an instance, from which on all instances are busy."""
 
@@ -71,7 +73,8 @@ def fit(folder: Path) -> Fit:
     instances = facts["classifier_instances"]
     per_token_s = capacity_model.time_per_token_s(instances, _saturated_per_s(closed, instances), float(lengths.mean()))
     merged = facts.get(MERGED_KEY) or _largest_execution(one)
-    base = Service(per_token_s, 0.0, _elsewhere_s(steady[0]), instances=instances, max_merged=merged)
+    alone = _alone(one, per_token_s * float(lengths.mean()))
+    base = Service(per_token_s, 0.0, _elsewhere_s(steady[0]), alone=alone, instances=instances, max_merged=merged)
     service, alternatives = capacity_model.calibrate(base, fitted, lengths)
     law = capacity_model.fit_scalability(*zip(*closed, strict=True))
     return Fit(law, closed, service, alternatives, lengths, fitted, held_out, highest)
@@ -128,6 +131,16 @@ def _saturated_per_s(closed: Sequence[tuple[float, float]], instances: int) -> f
 def _largest_execution(summaries: Sequence[Summary]) -> int:
     """Returns the reviews of the largest execution: a sweep's most users have more waiting than the server merges."""
     return max(max(s.batching.executions_by_reviews["classifier"], default=1) for s in summaries if s.batching)
+
+
+def _alone(summaries: Sequence[Summary], review_s: float) -> float | None:
+    """Returns the share of `review_s`, what a review of mean length takes on a busy server, that one user's reviews
+    take; None where these do not run on the cores of all instances."""
+    one_user = [s.batching for s in summaries if s.load.loop == "closed" and s.load.level == 1]
+    for batching in one_user:
+        if batching and (batching.all_cores_share or 0) > _MOSTLY:
+            return batching.inference_share * batching.mean_ms / 1000 / review_s
+    return None
 
 
 def _elsewhere_s(summary: Summary) -> float:

@@ -9,7 +9,8 @@ has no closed form for percentiles with such a service time, so it is simulated.
 runs first and is answered at once. An execution that finds its instance idle takes longer, as was seen (a queue in
 which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). What else the
 machine does makes either single executions slower and faster, or all of them for seconds at a time (a queue subject to
-extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971). The time a token comes from the
+extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971). Where a review that comes alone takes
+the cores of all instances, it is done sooner and whoever comes meanwhile waits for it. The time a token comes from the
 utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P. Buzen, ACM
 Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the same
 cores.
@@ -87,6 +88,9 @@ class Service:
     """Added to each request: tokenizing, network, client."""
     waking: float = 0.0
     """Share by which an execution takes longer when its instance was idle."""
+    alone: float | None = None
+    """Share of a review's time that it takes on the cores of all instances, when it comes alone and all are idle,
+    `waking` included; None where reviews keep to one instance's."""
     instances: int = 1
     """Of the classifier; they share one queue."""
     noise_lasts_s: float = 0.0
@@ -148,14 +152,20 @@ def serve(service: Service, requests: Requests) -> Floats:
     done: list[float] = []
     free_s = [0.0] * service.instances  # when each instance is free, a heap
     count, start = len(arrivals), 0
+    alone_until_s = 0.0
     while start < count:
         free = heapq.heappop(free_s)
-        at = begin_s = max(free, arrivals[start])
-        slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start] * (
-            1 + service.waking if free < begin_s else 1
-        )
+        taken_s = max(free, arrivals[start])
+        at = begin_s = max(taken_s, alone_until_s)
+        slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start]
         limit = min(start + service.max_merged, count)
-        while start < limit and arrivals[start] <= begin_s:
+        is_single = limit == start + 1 or arrivals[start + 1] > taken_s
+        if service.alone is not None and is_single and max(free_s, default=0.0) <= taken_s == begin_s:
+            slowed *= service.alone
+            alone_until_s = begin_s + seconds[start] * slowed
+        elif free < begin_s:
+            slowed *= 1 + service.waking
+        while start < limit and arrivals[start] <= taken_s:
             at += seconds[start] * slowed
             done.append(at)
             start += 1

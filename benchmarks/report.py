@@ -143,7 +143,7 @@ _COUNTED = (
 )
 _BATCHING_COLUMNS = (
     *("measurement", "reviews per tokenizer execution", "per classifier execution", "padded / real tokens"),
-    *("window filled", "queue", "tokenizing", "inference", "other", "mean ms in the server"),
+    *("window filled", "alone on all cores", "queue", "tokenizing", "inference", "other", "mean ms in the server"),
 )
 
 
@@ -180,9 +180,10 @@ def _batching(summaries: Sequence[Summary]) -> Rows:
         if b:
             padded = "not counted" if b.padded_over_real_tokens is None else f"{b.padded_over_real_tokens:.4f}"
             filled = "not counted" if b.window_filled_share is None else _percent(b.window_filled_share)
+            alone = "not counted" if b.all_cores_share is None else _percent(b.all_cores_share)
             shares = (b.queue_share, b.tokenizing_share, b.inference_share, b.other_share)
             merged = tuple(f"{b.reviews_per_execution[step]:.2f}" for step in ("tokenizer", "classifier"))
-            rows.append((s.name, *merged, padded, filled, *(_percent(x) for x in shares), f"{b.mean_ms:.1f}"))
+            rows.append((s.name, *merged, padded, filled, alone, *(_percent(x) for x in shares), f"{b.mean_ms:.1f}"))
     return rows
 
 

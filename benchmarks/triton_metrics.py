@@ -83,6 +83,9 @@ def has_response_cache(metrics: str) -> bool:
     return "nv_cache_num_entries" in metrics or any(float(value) > 0 for value in counted)
 
 
+_REVIEWS_BY_CORES = tuple(f'sentiment_classifier_reviews{{cores="{cores}"}}' for cores in ("all", "own"))
+
+
 @dataclass(frozen=True)
 class Batching:
     """What the server did between two snapshots; shares are of the ensemble's time from receiving to answering."""
@@ -97,6 +100,8 @@ class Batching:
     """Tokens run over tokens of reviews, 1 without padding; None where the server does not count them."""
     window_filled_share: float | None
     """Share of the reviews that fill the model's window, nearly all of them truncated."""
+    all_cores_share: float | None
+    """Share of the reviews that ran alone on the cores of all instances; None where the server does not count them."""
     queue_share: float
     """Waiting for a step to take the request."""
     tokenizing_share: float
@@ -127,6 +132,8 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
     executions = {step: difference(f"nv_inference_exec_count{{{step}}}") for step in STEPS}
     real_tokens = difference('sentiment_classifier_tokens{kind="review"}')
     padding_tokens = difference('sentiment_classifier_tokens{kind="padding"}')
+    on_all_cores, on_own_cores = (difference(key) for key in _REVIEWS_BY_CORES)
+    counts_cores = all(key in after["counters"] for key in _REVIEWS_BY_CORES)
     counts_windows = "sentiment_reviews_filling_window" in after["counters"]
     return Batching(
         reviews=reviews["classifier"],
@@ -136,6 +143,7 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
         window_filled_share=difference("sentiment_reviews_filling_window") / reviews["tokenizer"]
         if counts_windows and reviews["tokenizer"]
         else None,
+        all_cores_share=on_all_cores / max(on_all_cores + on_own_cores, 1) if counts_cores else None,
         queue_share=queue_us / total_us,
         tokenizing_share=tokenizing_us / total_us,
         inference_share=inference_us / total_us,

@@ -1,6 +1,7 @@
 """The model of capacity, against a queue that is simulated here event by event, in another way. No server runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,27 @@ def test_an_idle_instance_takes_longer_and_a_busy_one_does_not() -> None:
     service = Service(per_token_s=0.01, noise=0.0, elsewhere_s=0.0, waking=0.5, max_merged=1)
     requests = Requests(np.array([1.0, 1.5, 9.0]), np.array([100.0, 100.0, 100.0]), np.zeros(3))
     np.testing.assert_allclose(capacity_model.serve(service, requests), [1.5, 2.0, 1.5])
+
+
+def test_a_review_that_comes_alone_is_done_sooner_and_who_comes_meanwhile_waits() -> None:
+    service = Service(per_token_s=0.01, noise=0.0, elsewhere_s=0.0, alone=0.6, instances=2, max_merged=4)
+    came = np.array([0.0, 0.2, 0.3, 5.0, 5.61, 5.62, 5.63])
+    requests = Requests(came, np.full(came.size, 100.0), np.zeros(came.size))
+    done = capacity_model.serve(service, requests) + came
+    # alone; the next two wait for it and have an instance each; alone twice; the last two wait as those did
+    np.testing.assert_allclose(done, [0.6, 1.6, 1.6, 5.6, 6.21, 7.21, 7.21])
+
+
+def test_reviews_that_may_run_alone_cost_a_busy_server_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = Service(per_token_s=1e-4, noise=0.0, elsewhere_s=0.0, instances=2, max_merged=4)
+    alone = replace(together, alone=0.6)
+    rate = 0.97 * together.saturated_per_s(float(SOME_LENGTHS.mean()))
+    low, high = (
+        [capacity_model.percentiles_ms(service, at, SOME_LENGTHS)[0] for service in (together, alone)]
+        for at in (0.1 * rate, rate)
+    )
+    assert low[1] < 0.7 * low[0]
+    assert high[1] == pytest.approx(high[0], rel=0.2)
 
 
 @pytest.mark.parametrize("lasts_s", [0.0, 1.0])
