@@ -1,5 +1,6 @@
 """The rule by which a classifier's instance takes the cores of the others: locks between real processes."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -71,6 +72,21 @@ def test_process_that_is_killed_frees_its_cores(tmp_path: Path) -> None:
     holder.wait()
     with Cores(tmp_path).taken(want_all=True) as has_all:
         assert has_all
+
+
+def test_instances_of_one_server_share_a_lock_and_those_of_another_do_not() -> None:
+    ask = "from model_repository.classifier.core_sharing import Cores\nprint(Cores.of_server()._take_all())"
+    through = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
+    mine = Cores(Path("/proc") / str(os.getpid()))
+
+    def said(code: str) -> str:
+        root = CLASSIFIER.parents[1]
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True).stdout
+
+    with mine.taken(want_all=True):
+        assert said(ask) == "False\n"
+        assert said(through) == "True\n"  # its parent is another process
+    assert said(ask) == "True\n"
 
 
 def test_folder_that_cannot_be_locked_is_an_error(tmp_path: Path) -> None:

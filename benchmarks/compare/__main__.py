@@ -68,6 +68,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [system.name for system in SYSTEMS]
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help=f"only these of: {', '.join(names)}")
     parser.add_argument("--rounds", type=int, help="instead of the plan's")
+    parser.add_argument(
+        "--probe-requests",
+        type=int,
+        metavar="N",
+        help="requests of each open loop, about, instead of the plan's: with 60 none may be late, with 200 two, so "
+        "that chance decides less what is sustained, and everything takes longer",
+    )
     parser.add_argument("--peer-workers", type=int, default=1, help="workers of a batching peer, which share the cores")
     parser.add_argument("--cores", type=int, default=cores[0] * cores[1], help="cores that everything shares")
     parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
@@ -85,6 +92,7 @@ def _measure(options: argparse.Namespace) -> Path:
     now = datetime.now(timezone.utc)
     plan = QUICK if options.quick else DEFAULT
     plan = replace(plan, rounds=options.rounds) if options.rounds else plan
+    plan = replace(plan, probe_requests=options.probe_requests) if options.probe_requests else plan
     systems = chosen(options.systems)
     allowed = sorted(os.sched_getaffinity(0))[: options.cores]
     os.sched_setaffinity(0, allowed)  # and with it every process that this one starts

@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 class Cores:
-    """The cores of all instances that serve one folder, as a lock on it: a process that dies frees its own."""
+    """The cores of all instances, as a lock on a folder that all of them open: a process that dies frees its own."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the lock; nothing is written to `folder`.
+        """Opens the lock on `folder`, into which nothing is written.
 
         Raises:
             OSError: the file system has no such locks.
@@ -29,6 +29,14 @@ class Cores:
         except OSError:
             self.close()
             raise
+
+    @classmethod
+    def of_server(cls) -> "Cores":
+        """Opens the lock of the instances of this process's server: on the folder in /proc of its parent, Triton.
+
+        Not on the model's folder, which servers with other cores may share.
+        """
+        return cls(Path("/proc") / str(os.getppid()))
 
     @contextlib.contextmanager
     def taken(self, want_all: bool) -> Iterator[bool]:

@@ -35,7 +35,7 @@ class TritonPythonModel:
         sizes = [int(parameters[name]) for name in ("max_group_tokens", "num_threads", "num_threads_alone")]
         model_dir = Path(args["model_repository"])
         model_file = model_dir / args["model_version"] / "model.onnx"
-        self._runner = Runner(model_file, parameters["runtime"], *sizes, _cores(model_dir))
+        self._runner = Runner(model_file, parameters["runtime"], *sizes, _cores())
         pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._runner.runtime}")
         self._runner.prepare(json.loads((model_dir / "manifest.json").read_text())["max_length"])  # the tokenizer's
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
@@ -81,12 +81,14 @@ class TritonPythonModel:
         return [[output[index : index + 1] for output in outputs] for index in range(len(rows))]
 
 
-def _cores(folder: Path) -> Cores | None:
-    """Returns the cores of all instances, None where `folder`'s file system cannot tell which are taken."""
+def _cores() -> Cores | None:
+    """Returns the cores of all instances, None where this machine cannot tell which are taken."""
     try:
-        return Cores(folder)
+        return Cores.of_server()
     except OSError as error:
-        pb_utils.Logger.log_warn(f"each instance keeps to num_threads, since {folder} cannot be locked: {error}")
+        pb_utils.Logger.log_warn(
+            f"each instance keeps to num_threads, since the server's cores cannot be locked: {error}"
+        )
         return None
 
 
