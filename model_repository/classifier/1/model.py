@@ -32,10 +32,16 @@ class TritonPythonModel:
         and no review waits for what only a first run does."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        sizes = [int(parameters[name]) for name in ("max_group_tokens", "num_threads", "num_threads_alone")]
         model_dir = Path(args["model_repository"])
         model_file = model_dir / args["model_version"] / "model.onnx"
-        self._runner = Runner(model_file, parameters["runtime"], *sizes, _cores())
+        self._runner = Runner(
+            model_file,
+            parameters["runtime"],
+            int(parameters["max_group_tokens"]),
+            int(parameters["num_threads"]),
+            int(parameters["num_threads_alone"]),
+            _cores(),
+        )
         pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._runner.runtime}")
         self._runner.prepare(json.loads((model_dir / "manifest.json").read_text())["max_length"])  # the tokenizer's
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
