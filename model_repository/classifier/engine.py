@@ -23,6 +23,9 @@ WIDTH_STEPS = {OPENVINO: 8, ONNXRUNTIME: 4}
 """Tokens: each runtime gets reviews at widths that are multiples of this. OpenVINO makes code for every shape, so there
 must be few; IMDb's reviews, 226 tokens on average once truncated, get 1 % padding from it. ONNX Runtime makes none, and
 steps only give short reviews company."""
+GROUP_TOKENS = {OPENVINO: 1 << 30, ONNXRUNTIME: 256}
+"""Tokens of reviews that run as one tensor, at most. In ONNX Runtime only short ones gain by it; two long ones would
+both be answered when both are done."""
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
 """Flags of /proc/cpuinfo for 8-bit dot products: x86 with AVX-512, x86 without it, x86 with matrix tiles, ARM."""
 _Run = Callable[[Sequence[str], Mapping[str, npt.NDArray[np.int64]]], list[npt.NDArray[Any]]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from core_sharing import Cores
-from engine import Engine, takes_all_cores
+from engine import GROUP_TOKENS, Engine, takes_all_cores
 from length_groups import length_groups, shapes
 
 Ids = npt.NDArray[np.int64]
@@ -37,7 +37,8 @@ class Runner:
             )
         self._engine = Engine(model_file, num_threads, runtime)
         self.runtime = self._engine.runtime
-        self._grouping = (self._engine.max_tokens, max_group_tokens, self._engine.width_step)
+        group_tokens = min(max_group_tokens, GROUP_TOKENS[self.runtime])
+        self._grouping = (self._engine.max_tokens, group_tokens, self._engine.width_step)
         self._cores = cores
         self._alone: Engine | None = None
         if cores and num_threads_alone > num_threads and takes_all_cores(self.runtime):
