@@ -118,3 +118,15 @@ def test_single_review_runs_on_all_cores_and_a_group_on_its_own(
         assert runner.take_reviews_on_all_cores() == on_all
     for other in answers.values():
         np.testing.assert_allclose(other, answers[1, True], atol=1e-5)
+
+
+@pytest.mark.parametrize(("runtime", "expected"), [(ONNXRUNTIME, 2), (OPENVINO, 1)])
+def test_long_reviews_wait_for_each_other_only_where_they_gain_by_it(
+    monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path, runtime: str, expected: int
+) -> None:
+    monkeypatch.syspath_prepend(CLASSIFIER)
+    from runner import Runner
+
+    runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=1, cores=None)
+    assert len(runner.groups([160, 160])) == expected
+    assert len(runner.groups([16, 16])) == 1
