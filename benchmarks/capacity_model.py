@@ -90,7 +90,8 @@ class Service:
     """Share by which an execution takes longer when its instance was idle."""
     alone: float | None = None
     """Share of a review's time that it takes on the cores of all instances, when it comes alone and all are idle,
-    `waking` included; None where reviews keep to one instance's."""
+    `waking` included; then instances lend each other their cores, and a review waits for the next one that is free,
+    whatever it was merged with. None where reviews keep to their instance's."""
     instances: int = 1
     """Of the classifier; they share one queue."""
     noise_lasts_s: float = 0.0
@@ -158,8 +159,8 @@ def serve(service: Service, requests: Requests) -> Floats:
         taken_s = max(free, arrivals[start])
         at = begin_s = max(taken_s, alone_until_s)
         slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start]
-        limit = min(start + service.max_merged, count)
-        is_single = limit == start + 1 or arrivals[start + 1] > taken_s
+        limit = min(start + (service.max_merged if service.alone is None else 1), count)
+        is_single = start + 1 == count or arrivals[start + 1] > taken_s
         if service.alone is not None and is_single and max(free_s, default=0.0) <= taken_s == begin_s:
             slowed *= service.alone
             alone_until_s = begin_s + seconds[start] * slowed

@@ -83,7 +83,7 @@ def has_response_cache(metrics: str) -> bool:
     return "nv_cache_num_entries" in metrics or any(float(value) > 0 for value in counted)
 
 
-_REVIEWS_BY_CORES = tuple(f'sentiment_classifier_reviews{{cores="{cores}"}}' for cores in ("all", "own"))
+_REVIEWS_BY_CORES = {cores: f'sentiment_classifier_reviews{{cores="{cores}"}}' for cores in ("all", "own", "lent")}
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
     executions = {step: difference(f"nv_inference_exec_count{{{step}}}") for step in STEPS}
     real_tokens = difference('sentiment_classifier_tokens{kind="review"}')
     padding_tokens = difference('sentiment_classifier_tokens{kind="padding"}')
-    on_all_cores, on_own_cores = (difference(key) for key in _REVIEWS_BY_CORES)
-    counts_cores = all(key in after["counters"] for key in _REVIEWS_BY_CORES)
+    on_cores = {cores: difference(key) for cores, key in _REVIEWS_BY_CORES.items()}
+    counts_cores = _REVIEWS_BY_CORES["all"] in after["counters"]
     counts_windows = "sentiment_reviews_filling_window" in after["counters"]
     return Batching(
         reviews=reviews["classifier"],
@@ -143,7 +143,7 @@ def batching(before: Mapping[str, Any], after: Mapping[str, Any]) -> Batching | 
         window_filled_share=difference("sentiment_reviews_filling_window") / reviews["tokenizer"]
         if counts_windows and reviews["tokenizer"]
         else None,
-        all_cores_share=on_all_cores / max(on_all_cores + on_own_cores, 1) if counts_cores else None,
+        all_cores_share=on_cores["all"] / max(sum(on_cores.values()), 1) if counts_cores else None,
         queue_share=queue_us / total_us,
         tokenizing_share=tokenizing_us / total_us,
         inference_share=inference_us / total_us,

@@ -1,10 +1,13 @@
-"""The rule by which a classifier's instance takes the cores of the others: locks between real processes."""
+"""The rule by which the classifier's instances lend each other cores: locks between real processes and threads."""
 
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,34 +16,62 @@ from model_repository.classifier.engine import ONNXRUNTIME, OPENVINO
 
 CLASSIFIER = Path(__file__).resolve().parents[1] / "model_repository" / "classifier"
 WAIT_S = 0.2
+IDLE_S = 5 * WAIT_S
 HOLDER = """
 import sys, time
 from pathlib import Path
 from model_repository.classifier.core_sharing import Cores
-with Cores(Path(sys.argv[1])).taken(want_all=True) as has_all:
+with Cores([Path(file) for file in sys.argv[1:]], 0).taken(want_all=True) as has_all:
     print(has_all, flush=True)
     time.sleep(60)
 """
+Crews = Callable[[], Any]
 
 
-def test_who_is_alone_has_all_cores_if_it_wants_them(tmp_path: Path) -> None:
-    cores = Cores(tmp_path)
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A lock for each of two instances."""
+    files = [tmp_path / "0", tmp_path / "1"]
+    for file in files:
+        file.touch()
+    return files
+
+
+@pytest.fixture
+def pair(files: list[Path]) -> Iterator[tuple[Cores, Cores]]:
+    """The cores as two instances see them."""
+    pair = Cores(files, 0), Cores(files, 1)
+    yield pair
+    for cores in pair:
+        cores.close()
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch, pair: tuple[Cores, Cores]) -> Any:
+    """The crew of the first instance."""
+    monkeypatch.syspath_prepend(CLASSIFIER)  # Triton runs these files beside each other, in no package
+    from crew import Crew
+
+    return Crew(pair[0])
+
+
+def test_who_is_alone_has_all_cores_if_it_wants_them(files: list[Path], pair: tuple[Cores, Cores]) -> None:
     for want_all in (True, False, True):
-        with cores.taken(want_all) as has_all:
+        with pair[0].taken(want_all) as has_all:
             assert has_all == want_all
-    assert list(tmp_path.iterdir()) == []
+    assert [file.read_bytes() for file in files] == [b"", b""]
 
 
-def test_in_company_each_has_its_own_and_nobody_waits(tmp_path: Path) -> None:
-    first, second = Cores(tmp_path), Cores(tmp_path)
+def test_in_company_each_has_its_own_and_nobody_waits(pair: tuple[Cores, Cores]) -> None:
+    first, second = pair
     with first.taken(want_all=False), second.taken(want_all=True) as has_all:
         assert not has_all
     with second.taken(want_all=True) as has_all:
         assert has_all
 
 
-def test_who_comes_during_a_run_on_all_cores_waits_for_it_and_has_its_own(tmp_path: Path) -> None:
-    first, second = Cores(tmp_path), Cores(tmp_path)
+def test_who_comes_during_a_run_on_all_cores_waits_for_it_and_has_its_own(pair: tuple[Cores, Cores]) -> None:
+    first, second = pair
     got: list[bool] = []
 
     def come() -> None:
@@ -56,68 +87,177 @@ def test_who_comes_during_a_run_on_all_cores_waits_for_it_and_has_its_own(tmp_pa
     assert got == [False]
 
 
-def test_an_instance_may_open_the_lock_while_another_runs_on_all_cores(tmp_path: Path) -> None:
-    with Cores(tmp_path).taken(want_all=True):
-        Cores(tmp_path).close()
+@pytest.mark.parametrize("idle_s", [0.0, 0.01])
+def test_cores_are_lent_while_their_instance_idles_and_it_waits_for_them(
+    pair: tuple[Cores, Cores], idle_s: float
+) -> None:
+    first, second = pair
+    back = threading.Event()
+
+    def come() -> None:
+        with second.taken(want_all=False):
+            back.set()
+
+    coming = threading.Thread(target=come)
+    with first.lent(1, idle_s) as is_lent:
+        assert is_lent
+        with first.taken(want_all=True) as has_all:
+            assert not has_all  # its own are free, those that it lent to itself are not
+        coming.start()
+        assert not back.wait(WAIT_S)
+    assert back.wait(60)
+    coming.join()
 
 
-def test_process_that_is_killed_frees_its_cores(tmp_path: Path) -> None:
+def test_instance_that_is_back_before_its_cores_count_as_idle_keeps_them(pair: tuple[Cores, Cores]) -> None:
+    first, second = pair
+    got: list[bool] = []
+
+    def borrow() -> None:
+        with first.lent(1, IDLE_S) as is_lent:
+            got.append(is_lent)
+
+    borrowing = threading.Thread(target=borrow)
+    with second.taken(want_all=False):
+        borrowing.start()
+    time.sleep(WAIT_S)  # it has seen them free, and looks again
+    with second.taken(want_all=False):
+        borrowing.join()
+    assert got == [False]
+
+
+def test_process_that_is_killed_frees_its_cores(files: list[Path], pair: tuple[Cores, Cores]) -> None:
     root = CLASSIFIER.parents[1]
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
+        [sys.executable, "-c", HOLDER, *map(str, files)], stdout=subprocess.PIPE, text=True, cwd=root
     )
     assert holder.stdout
     assert holder.stdout.readline() == "True\n"
     holder.kill()
     holder.wait()
-    with Cores(tmp_path).taken(want_all=True) as has_all:
+    with pair[0].taken(want_all=True) as has_all:
         assert has_all
 
 
-def test_instances_of_one_server_share_a_lock_and_those_of_another_do_not() -> None:
-    ask = "from model_repository.classifier.core_sharing import Cores\nprint(Cores.of_server()._take_all())"
+def test_instances_of_one_server_share_their_locks_and_those_of_another_do_not() -> None:
+    ask = "\n".join(
+        (
+            "from model_repository.classifier.core_sharing import Cores",
+            "with Cores.of_server(1, 2).taken(want_all=True) as has_all: print(has_all)",
+        )
+    )
     through = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ask!r}], check=True)"
-    mine = Cores(Path("/proc") / str(os.getpid()))
 
     def said(code: str) -> str:
         root = CLASSIFIER.parents[1]
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True).stdout
 
-    with mine.taken(want_all=True):
+    mine = Cores([Path("/proc") / str(os.getpid()) / entry for entry in ("stat", "statm")], 0)
+    with mine.taken(want_all=False):
         assert said(ask) == "False\n"
         assert said(through) == "True\n"  # its parent is another process
     assert said(ask) == "True\n"
+    mine.close()
 
 
-def test_folder_that_cannot_be_locked_is_an_error(tmp_path: Path) -> None:
+def test_what_cannot_be_locked_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
-        Cores(tmp_path / "nowhere")
+        Cores([tmp_path / "nowhere"], 0)
+    with pytest.raises(OSError, match="100 instances came, at most"):
+        Cores.of_server(0, 100)
+
+
+def test_groups_run_on_own_and_lent_cores_at_once_and_each_once(crew: Any) -> None:
+    both = threading.Barrier(2)  # broken unless two run at once
+    begun: list[int] = []
+    answered: dict[int, str] = {}
+
+    def infer(number: int, whose: str) -> str:
+        begun.append(number)
+        if number < 2:
+            both.wait(60)
+        return whose
+
+    crew.run(6, False, False, infer, answered.__setitem__)
+    assert begun[2:] == [2, 3, 4, 5]
+    assert sorted(answered) == [0, 1, 2, 3, 4, 5]
+    assert {answered[0], answered[1]} == {"own", "lent"}
+
+
+def test_while_the_other_instance_runs_all_groups_run_on_own_cores(crew: Any, pair: tuple[Cores, Cores]) -> None:
+    answered: dict[int, str] = {}
+    for is_busy in (False, True):
+        with pair[1].taken(want_all=False):
+            crew.run(3, False, is_busy, lambda number, whose: whose, answered.__setitem__)
+        assert answered == dict.fromkeys(range(3), "own")
+
+
+def test_a_busy_servers_instance_is_not_deprived_of_its_cores_between_two_executions(
+    monkeypatch: pytest.MonkeyPatch, crew: Any, pair: tuple[Cores, Cores]
+) -> None:
+    monkeypatch.setattr(sys.modules["crew"], "_IDLE_S", IDLE_S)
+    answered: dict[int, str] = {}
+    running, go_on = threading.Event(), threading.Event()
+
+    def infer(number: int, whose: str) -> str:
+        running.set()
+        assert go_on.wait(60)
+        return whose
+
+    work = threading.Thread(target=crew.run, args=(2, False, True, infer, answered.__setitem__))
+    with pair[1].taken(want_all=False):
+        work.start()
+        running.wait(60)
+    time.sleep(WAIT_S)
+    with pair[1].taken(want_all=False):
+        go_on.set()
+        work.join()
+    assert answered == {0: "own", 1: "own"}
+
+
+def test_what_a_group_raises_is_raised_when_all_have_ended(crew: Any) -> None:
+    answered: dict[int, str] = {}
+
+    def infer(number: int, whose: str) -> str:
+        if number == 1:
+            raise RuntimeError("broken")
+        return whose
+
+    with pytest.raises(RuntimeError, match="broken"):
+        crew.run(3, False, False, infer, answered.__setitem__)
+    assert sorted(answered) == [0, 2]
+    crew.run(1, True, False, lambda number, whose: whose, answered.__setitem__)
+    assert answered[0] == "all"
 
 
 def test_fewer_threads_alone_than_in_company_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path) -> None:
-    monkeypatch.syspath_prepend(CLASSIFIER)  # Triton runs these files beside each other, in no package
+    monkeypatch.syspath_prepend(CLASSIFIER)
     from runner import Runner
 
     with pytest.raises(ValueError, match="num_threads_alone is 1, expected at least num_threads, which is 2"):
         Runner(tiny_onnx, ONNXRUNTIME, 640, num_threads=2, num_threads_alone=1, cores=None)
 
 
-@pytest.mark.parametrize(("runtime", "expected"), [(ONNXRUNTIME, 1), (OPENVINO, 0)])
-def test_single_review_runs_on_all_cores_and_a_group_on_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_onnx: Path, runtime: str, expected: int
+@pytest.mark.parametrize(("runtime", "expected"), [(ONNXRUNTIME, "all"), (OPENVINO, "own")])
+def test_lone_review_runs_on_all_cores_where_the_runtime_shares_them(
+    monkeypatch: pytest.MonkeyPatch, files: list[Path], tiny_onnx: Path, runtime: str, expected: str
 ) -> None:
     monkeypatch.syspath_prepend(CLASSIFIER)
     import numpy as np
     from runner import Runner
 
-    runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=2, cores=Cores(tmp_path))
+    runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=2, cores=Cores(files, 0))
     row = np.full(12, 5, dtype=np.int64)
-    answers = {}
-    for rows, may_take_all, on_all in (([row], True, expected), ([row], False, 0), ([row, row], True, 0)):
-        answers[len(rows), may_take_all] = runner.run(rows, 12, may_take_all)[2][0]  # probabilities
-        assert runner.take_reviews_on_all_cores() == on_all
-    for other in answers.values():
-        np.testing.assert_allclose(other, answers[1, True], atol=1e-5)
+    ran: dict[str, Any] = {}
+
+    def infer(number: int, whose: str) -> Any:
+        ran[whose] = runner.run([row], 12, whose)[2]  # probabilities
+        return ran[whose]
+
+    for is_alone in (True, False):
+        runner.each(1, is_alone, False, infer, lambda number, result: None)
+    assert set(ran) == {"own", expected}
+    np.testing.assert_allclose(ran["own"], ran[expected], atol=1e-5)
 
 
 @pytest.mark.parametrize(("runtime", "expected"), [(ONNXRUNTIME, 2), (OPENVINO, 1)])

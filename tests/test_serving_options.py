@@ -235,7 +235,7 @@ def settled(served: Server) -> dict[str, int]:
     return counted
 
 
-def test_lone_reviews_run_on_all_cores_and_a_crowd_on_each_instances_own(
+def test_lone_reviews_run_on_all_cores_a_batch_on_lent_ones_too_and_a_crowd_on_each_instances_own(
     start: Start, changed: Path, server: Server
 ) -> None:
     replace(changed / "classifier" / "config.pbtxt", 'string_value: "auto"', 'string_value: "onnxruntime"')
@@ -245,12 +245,16 @@ def test_lone_reviews_run_on_all_cores_and_a_crowd_on_each_instances_own(
         for _ in range(20):
             client.predict([REVIEWS[0]])
         lone = settled(served)
+        client.predict([f"{REVIEWS[0]} {'Good. ' * length}" for length in range(0, 320, 5)])
+        batch = settled(served)
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(client.predict, [[REVIEWS[0] * 5]] * 400))
     crowd = settled(served)
     assert (lone["all"] - before["all"], lone["own"] - before["own"]) == (20, 0)
-    assert sum(crowd.values()) - sum(lone.values()) == 400
-    assert crowd["own"] - lone["own"] > 200, crowd
+    assert batch["lent"] > lone["lent"], batch
+    assert sum(batch.values()) - sum(lone.values()) == 64
+    assert sum(crowd.values()) - sum(batch.values()) == 400
+    assert crowd["own"] - batch["own"] > 200, crowd
     assert_same_answers(served, server)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from model_repository.classifier.engine import choose, takes_all_cores
+from model_repository.classifier.engine import choose, shares_cores
 
 CLASSIFIER_CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "classifier" / "config.pbtxt"
 
@@ -26,7 +26,7 @@ def served_layout(config_file: Path = CLASSIFIER_CONFIG) -> tuple[int, int]:
 def lone_threads(config_file: Path = CLASSIFIER_CONFIG) -> int:
     """Returns the threads of a review that comes alone: of one instance, or of all where that runtime takes them."""
     parameters = _read(config_file).parameters
-    alone = takes_all_cores(choose(parameters["runtime"].string_value))
+    alone = shares_cores(choose(parameters["runtime"].string_value))
     return int(parameters["num_threads_alone" if alone else "num_threads"].string_value)
 
 

@@ -33,7 +33,7 @@ _Metadata = Callable[[str], str | None]
 
 
 class Engine:
-    """model.onnx, ready to run; one thread at a time may call it."""
+    """model.onnx, ready to run; one thread at a time may call it, in ONNX Runtime any number."""
 
     def __init__(self, model_file: Path, num_threads: int, runtime: str = AUTO, spins: bool = True) -> None:
         """Opens `model_file` for `num_threads` threads (0: all cores) in the runtime that `choose` returns.
@@ -89,8 +89,8 @@ def choose(runtime: str = AUTO, cpu_flags: Collection[str] | None = None) -> str
     return OPENVINO if not flags or flags & _DOT_PRODUCTS else ONNXRUNTIME
 
 
-def takes_all_cores(runtime: str) -> bool:
-    """Returns whether a lone review should take the cores of all instances in `runtime`.
+def shares_cores(runtime: str) -> bool:
+    """Returns whether instances should lend each other their cores in `runtime`.
 
     In OpenVINO that would take half as much memory again, and on the CPUs that OpenVINO is meant for its speed has not
     been measured.

@@ -4,12 +4,15 @@ from __future__ import annotations  # the stub adds most names to pb_utils only 
 
 import queue
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import triton_python_backend_utils as pb_utils
 
 BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 """Reviews: the upper bounds of the histogram of merged executions."""
+CORES = ("own", "lent", "all")
+"""Whose cores a review ran on: its instance's, those of an idle one, alone on those of all instances."""
 REPORT_INTERVAL_S = 0.1
 
 
@@ -19,8 +22,8 @@ class Execution(NamedTuple):
     review_tokens: int
     padding_tokens: int
     reviews: int
-    reviews_on_all_cores: int
-    """Of them, those that ran alone on the cores of all instances."""
+    reviews_on: Mapping[str, int]
+    """Of them, those that ran on each of `CORES`."""
 
 
 class ExecutionMetrics:
@@ -43,11 +46,10 @@ class ExecutionMetrics:
         self._batch_reviews = self._batch_family.Metric(buckets=BATCH_BUCKETS)
         self._review_family = pb_utils.MetricFamily(
             name="sentiment_classifier_reviews",
-            description="Reviews run by the classifier on an instance's own cores, or alone on those of all instances",
+            description="Reviews run by the classifier on an instance's own cores, on lent ones, or alone on all",
             kind=pb_utils.MetricFamily.COUNTER,
         )
-        self._reviews_on_own = self._review_family.Metric(labels={"cores": "own"})
-        self._reviews_on_all = self._review_family.Metric(labels={"cores": "all"})
+        self._reviews_on = {cores: self._review_family.Metric(labels={"cores": cores}) for cores in CORES}
         self._executions: queue.SimpleQueue[Execution] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._report_until_closed, name="metrics", daemon=True)
@@ -61,7 +63,7 @@ class ExecutionMetrics:
         """Ends the thread and lets go of the metrics; left to the interpreter, their order would crash this process."""
         self._closing.set()
         self._thread.join()
-        del self._review_tokens, self._padding_tokens, self._batch_reviews, self._reviews_on_own, self._reviews_on_all
+        del self._review_tokens, self._padding_tokens, self._batch_reviews, self._reviews_on
         del self._token_family, self._batch_family, self._review_family
 
     def _report_until_closed(self) -> None:
@@ -70,8 +72,7 @@ class ExecutionMetrics:
             if executions:
                 self._review_tokens.increment(sum(execution.review_tokens for execution in executions))
                 self._padding_tokens.increment(sum(execution.padding_tokens for execution in executions))
-                on_all = sum(execution.reviews_on_all_cores for execution in executions)
-                self._reviews_on_all.increment(on_all)
-                self._reviews_on_own.increment(sum(execution.reviews for execution in executions) - on_all)
+                for cores, counter in self._reviews_on.items():
+                    counter.increment(sum(execution.reviews_on.get(cores, 0) for execution in executions))
             for execution in executions:
                 self._batch_reviews.observe(execution.reviews)

@@ -1,13 +1,14 @@
-"""Runs groups of reviews of one width on this instance's cores or, while the other instances idle, on all of them."""
+"""Runs reviews in groups of one width, on this instance's cores and on those of instances that have nothing to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from core_sharing import Cores
-from engine import GROUP_TOKENS, Engine, takes_all_cores
+from crew import ALL, OWN, Crew
+from engine import GROUP_TOKENS, Engine, shares_cores
 from length_groups import length_groups, shapes
 
 Ids = npt.NDArray[np.int64]
@@ -15,7 +16,7 @@ OUTPUTS = ("label", "score", "probabilities")
 
 
 class Runner:
-    """model.onnx for one instance; one thread at a time may call it."""
+    """model.onnx for one instance."""
 
     def __init__(
         self,
@@ -39,11 +40,11 @@ class Runner:
         self.runtime = self._engine.runtime
         group_tokens = min(max_group_tokens, GROUP_TOKENS[self.runtime])
         self._grouping = (self._engine.max_tokens, group_tokens, self._engine.width_step)
-        self._cores = cores
-        self._alone: Engine | None = None
-        if cores and num_threads_alone > num_threads and takes_all_cores(self.runtime):
+        self._alone = self._engine
+        self._crew: Crew | None = None
+        if cores and num_threads_alone > num_threads and shares_cores(self.runtime):
             self._alone = Engine(model_file, num_threads_alone, runtime, spins=False)
-        self._reviews_on_all_cores = 0
+            self._crew = Crew(cores)
 
     def groups(self, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns the width and the members of every group that reviews of `lengths` tokens run in, in their order."""
@@ -59,26 +60,32 @@ class Runner:
             rectangles = [max(rectangles, key=lambda rectangle: rectangle[0] * rectangle[1])]
         for size, width in rectangles:
             self._infer(self._engine, [np.zeros(width, dtype=np.int64)] * size, width)
-        if self._alone:
+        if self._alone is not self._engine:
             self._infer(self._alone, [np.zeros(max_length, dtype=np.int64)], max_length)
 
-    def run(self, rows: Sequence[Ids], width: int, may_take_all: bool) -> list[npt.NDArray[Any]]:
-        """Returns the outputs (n, ...), in the order of `OUTPUTS`, of `rows` as one rectangle of `width` tokens.
+    def each(
+        self,
+        count: int,
+        is_alone: bool,
+        is_busy: bool,
+        infer: Callable[[int, str], Any],
+        answer: Callable[[int, Any], None],
+    ) -> None:
+        """Calls `infer` for each of `count` groups, in turn or several at once, and `answer` with what it returns.
 
-        A single review takes all cores if it `may_take_all` and no other instance runs. Groups do not: they are short
-        reviews, which gain less from more threads than from running together.
+        `infer` takes the group's number and whose cores it has, which `run` wants to know. With `is_alone`, for one
+        review that came by itself, it has all cores if no other instance runs. Groups do not: they are short reviews,
+        which gain less from more threads than from running together. `is_busy`: `Crew.run`.
         """
-        if not self._alone or not self._cores:
-            return self._infer(self._engine, rows, width)
-        with self._cores.taken(may_take_all and len(rows) == 1) as has_all:
-            outputs = self._infer(self._alone if has_all else self._engine, rows, width)
-        self._reviews_on_all_cores += has_all
-        return outputs
+        if self._crew:
+            self._crew.run(count, is_alone, is_busy, infer, answer)
+            return
+        for number in range(count):
+            answer(number, infer(number, OWN))
 
-    def take_reviews_on_all_cores(self) -> int:
-        """Returns how many reviews ran on all cores since the last call."""
-        count, self._reviews_on_all_cores = self._reviews_on_all_cores, 0
-        return count
+    def run(self, rows: Sequence[Ids], width: int, whose: str) -> list[npt.NDArray[Any]]:
+        """Returns the outputs (n, ...), in the order of `OUTPUTS`, of `rows` as one rectangle of `width` tokens."""
+        return self._infer(self._alone if whose == ALL else self._engine, rows, width)
 
     @staticmethod
     def _infer(engine: Engine, rows: Sequence[Ids], width: int) -> list[npt.NDArray[Any]]:
