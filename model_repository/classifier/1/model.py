@@ -50,8 +50,7 @@ class TritonPythonModel:
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
         """Answers each request when its last row has run, oldest first.
 
-        What ends with the last group is returned, the rest is sent before: returning costs the server less. Where
-        requests were merged the server is busy, so that each instance keeps to its own cores.
+        What ends with the last group is returned, the rest is sent before: returning costs the server less.
         """
         execution = _Execution(requests, self._runner)
         execution.run(self._max_merged)
