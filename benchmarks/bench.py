@@ -38,6 +38,7 @@ from benchmarks.service import CHECKOUT, Service, ServiceError, checkout, is_loc
 from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
 from model_repository.classifier.engine import AUTO
+from model_repository.classifier.length_groups import max_merged
 
 RESULTS = CHECKOUT / "artefacts" / "bench"
 SATURATING_REVIEWS = 64
@@ -143,7 +144,7 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
         },
         "service_started_here": service.started_here,
         "classifier_instances": triton_metrics.instances(config),
-        "classifier_max_merged": triton_metrics.max_merged(config),
+        "classifier_max_merged": max_merged(config),
     }
 
 

@@ -10,7 +10,8 @@ runs first and is answered at once. An execution that finds its instance idle ta
 which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). What else the
 machine does makes either single executions slower and faster, or all of them for seconds at a time (a queue subject to
 extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971). Where a review that comes alone takes
-the cores of all instances, it is done sooner and whoever comes meanwhile waits for it. The time a token comes from the
+the cores of all instances, it is done sooner, whoever comes meanwhile waits for it, and instances lend each other
+cores, so that each review waits for a core by itself. The time a token comes from the
 utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P. Buzen, ACM
 Computing Surveys 10, 1978); it so contains what the tokenizer, the server and the load generator take of the same
 cores.

@@ -61,12 +61,6 @@ def instances(config: Mapping[str, Any]) -> int:
     return sum(int(group["count"]) * max(len(group.get("gpus", [])), 1) for group in config["instance_group"])
 
 
-def max_merged(config: Mapping[str, Any]) -> int:
-    """Returns how many reviews of several requests an execution of a model of that configuration takes at most."""
-    preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
-    return int(max(preferred, default=config["max_batch_size"]))
-
-
 def runtime(config: Mapping[str, Any]) -> str:
     """Returns what runs the classifier of that configuration: its parameter `runtime`, or its backend without one."""
     named = config.get("parameters", {}).get("runtime", {}).get("string_value")

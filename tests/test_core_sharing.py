@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ with Cores([Path(file) for file in sys.argv[1:]], 0).taken(want_all=True) as has
     print(has_all, flush=True)
     time.sleep(60)
 """
-Crews = Callable[[], Any]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from core_sharing import Cores
 
-OWN, LENT, ALL = "own", "lent", "all"
+OWN, LENT, ALL = CORES = ("own", "lent", "all")
 """Whose cores a group ran on: this instance's, those of one that had nothing to do, those of all instances."""
 _IDLE_S = 0.003
 """No instance of a busy server has nothing to do for that long: it is back sooner, and would wait for its cores."""

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import triton_python_backend_utils as pb_utils
+from crew import CORES
 
 BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 """Reviews: the upper bounds of the histogram of merged executions."""
-CORES = ("own", "lent", "all")
-"""Whose cores a review ran on: its instance's, those of an idle one, alone on those of all instances."""
 REPORT_INTERVAL_S = 0.1
 
 
@@ -23,7 +22,7 @@ class Execution(NamedTuple):
     padding_tokens: int
     reviews: int
     reviews_on: Mapping[str, int]
-    """Of them, those that ran on each of `CORES`."""
+    """Of them, those that ran on each of `crew.CORES`."""
 
 
 class ExecutionMetrics:

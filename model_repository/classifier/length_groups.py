@@ -6,7 +6,14 @@ So widths go in the engine's steps (`Engine.width_step`) and group sizes are pow
 shapes to run each once before the first review comes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def max_merged(config: Mapping[str, Any]) -> int:
+    """Returns how many reviews of several requests Triton merges at most into an execution of a model so configured."""
+    preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
+    return int(max(preferred, default=config["max_batch_size"]))
 
 
 def width_of(length: int, max_width: int, width_step: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from core_sharing import Cores
 from execution_metrics import Execution, ExecutionMetrics
+from length_groups import max_merged
 from pending import Answer, Pending
 from runner import Ids, Runner
 
@@ -41,8 +42,7 @@ class TritonPythonModel:
             _cores(config, args["model_instance_name"]),
         )
         pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {model_file.name} in {self._runner.runtime}")
-        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size", [])
-        self._max_merged = max(preferred, default=config["max_batch_size"])
+        self._max_merged = max_merged(config)
         self._runner.prepare(json.loads((model_dir / "manifest.json").read_text())["max_length"])  # the tokenizer's
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what the first runs freed: 150 MiB
         self._metrics = ExecutionMetrics()
