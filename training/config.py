@@ -1,4 +1,4 @@
-"""The training configuration: YAML file plus `-o section.key=value` overrides, validated before anything is loaded.
+"""The configuration of a run: YAML file plus `-o section.key=value` overrides, validated before anything is loaded.
 
 Every field says what it means; a misspelt key or a wrong type is an error that names the key and the nearest one.
 """
@@ -6,7 +6,7 @@ Every field says what it means; a misspelt key or a wrong type is an error that 
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,6 +51,20 @@ class Data(_Section):
     """Share held out for the test where the source has no test split of its own."""
     max_train_reviews: int | None = Field(default=None, gt=0)
     """Upper bound on training reviews (stratified), for trials; null takes all of them."""
+    soft_labels: str | None = None
+    """Parquet file of `python -m training.soft_labels`, whose reviews join the training split; null for none."""
+
+
+class UnlabelledReviews(_Section):
+    """Reviews whose text alone is read: the base weights are adapted to them."""
+
+    source: str
+    """A folder with train.* and unsupervised.*, both read (test.* never is), or one parquet or CSV file."""
+    text_column: str = "text"
+    validation_fraction: float = Field(default=0.01, gt=0, lt=1)
+    """Share held out, on whose masked tokens the validation loss is measured."""
+    max_reviews: int | None = Field(default=None, ge=2)
+    """Upper bound on reviews (drawn at random), for trials; null takes all of them."""
 
 
 class Tokens(_Section):
@@ -62,8 +76,8 @@ class Tokens(_Section):
     """Side that is cut from a longer review: `left` keeps its end, where reviewers put the verdict."""
 
 
-class Training(_Section):
-    """The optimisation: AdamW with a linear warm-up and decay."""
+class Optimisation(_Section):
+    """AdamW with a linear warm-up and decay."""
 
     num_epochs: float = Field(default=2.0, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -77,21 +91,47 @@ class Training(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` takes bf16 where the GPU or the CPU computes in it, else fp32."""
     num_evaluations: int = Field(default=6, gt=0)
-    """Evaluations on the validation reviews, evenly spaced; the best checkpoint of these is kept."""
+    """Evaluations on the validation reviews, evenly spaced."""
+
+
+class Training(Optimisation):
+    """Fine-tuning: the checkpoint of the evaluation with the lowest validation loss is kept."""
+
     early_stopping_patience: int = Field(default=6, gt=0)
     """Evaluations without a lower validation loss after which training stops."""
 
 
-class Config(_Section):
-    """One training run, whole."""
+class Adaptation(Optimisation):
+    """Masked language modelling: the weights after the last step are kept."""
 
+    masked_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens to be predicted; of these 80 % read [MASK], 10 % a random token, 10 % themselves."""
+
+
+class _Run(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder under artefacts/ that the run writes."""
     seed: int = Field(default=42, ge=0)
     base: BaseWeights
+
+
+class Config(_Run):
+    """One run of `training.train`, whole."""
+
     data: Data
     tokens: Tokens = Tokens()
     training: Training = Training()
+
+
+class AdaptConfig(_Run):
+    """One run of `training.adapt`, whole."""
+
+    data: UnlabelledReviews
+    tokens: Tokens = Tokens()
+    training: Adaptation = Adaptation()
+
+
+_AnyConfig = TypeVar("_AnyConfig", bound=_Run)
 
 
 def _key_paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -102,32 +142,37 @@ def _key_paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _describe(error: Any) -> str:
+def _describe(error: Any, schema: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(key, [*_key_paths(Config), *Config.model_fields], n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(_key_paths(Config))}"
+        nearest = difflib.get_close_matches(key, [*_key_paths(schema), *schema.model_fields], n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known keys: {', '.join(_key_paths(schema))}"
         return f"unknown key {key!r}{hint}"
     if error["type"] == "missing":
         return f"key {key!r} is missing"
     return f"key {key!r}: {error['msg']}, got {error['input']!r} ({type(error['input']).__name__})"
 
 
-def parse(values: Any, origin: str) -> Config:
-    """Validates nested `values` (as YAML gives them) read from `origin`.
+def parse(values: Any, origin: str, schema: type[_AnyConfig]) -> _AnyConfig:
+    """Validates nested `values` (as YAML gives them) read from `origin` as a `schema`.
 
     Raises:
         ConfigError: names every wrong key at once.
     """
     try:
-        return Config.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        problems = "\n  ".join(_describe(problem) for problem in error.errors())
+        problems = "\n  ".join(_describe(problem, schema) for problem in error.errors())
         raise ConfigError(f"{origin}:\n  {problems}") from error
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the YAML file at `path` with `section.key=value` overrides applied.
+    """Returns `load_as` of a training run's configuration."""
+    return load_as(Config, path, overrides)
+
+
+def load_as(schema: type[_AnyConfig], path: Path, overrides: Sequence[str] = ()) -> _AnyConfig:
+    """Reads the YAML file at `path` with `section.key=value` overrides applied as a `schema`.
 
     Raises:
         ConfigError: no such file, broken YAML, an override without `=`, or keys and values that do not validate.
@@ -143,4 +188,4 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: no such file; shipped configurations: {known}") from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return parse(values, str(path))
+    return parse(values, str(path), schema)

@@ -1,8 +1,9 @@
-"""Labelled reviews: loaded by Hugging Face `datasets`, split with the labels' shares kept, turned into tokens.
+"""Reviews: loaded by Hugging Face `datasets`, split with the labels' shares kept, turned into tokens.
 
 Sources: a hub name (`stanfordnlp/imdb`), one parquet or CSV file, or a folder with `train.*` and, optionally, `test.*`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,40 @@ def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Datase
         )
     features = Features({"text": Value("string"), "label": ClassLabel(names=data.labels)})
     return Dataset.from_dict({"text": reviews, "label": [ids[label] for label in labels]}, features=features)
+
+
+def load_unlabelled(source: str, parts: Sequence[str], text_column: str = "text") -> list[str]:
+    """Returns the reviews of a folder's `parts` (`train`, `unsupervised`), all needed, or of one parquet or CSV file.
+
+    Raises:
+        DataError: no such source, a part that is not there, a missing column, or a row without text.
+    """
+    path = Path(source)
+    files = [path] if path.is_file() else [_part(path, part) for part in parts]
+    return [text for file in files for text in _texts(file, text_column)]
+
+
+def _part(folder: Path, part: str) -> Path:
+    files = [folder / f"{part}{suffix}" for suffix in _READERS]
+    for file in files:
+        if file.is_file():
+            return file
+    expected = " or ".join(file.name for file in files)
+    what = "has no" if folder.is_dir() else "is no file or folder: expected a folder with"
+    raise DataError(f"{folder} {what} {expected}; one parquet or CSV file of reviews does as well")
+
+
+def _texts(file: Path, text_column: str) -> list[str]:
+    if file.suffix not in _READERS:
+        raise DataError(f"{file}: expected a .parquet or .csv file")
+    loaded = load_dataset(_READERS[file.suffix], data_files=str(file), split="train")
+    if text_column not in loaded.column_names:
+        raise DataError(f"{file}: no column {text_column!r}; columns are {loaded.column_names}")
+    texts = loaded[text_column][:]
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{file}: row {index} of column {text_column!r} holds {text!r}, expected text")
+    return texts
 
 
 def split(data: Data, seed: int) -> Splits:

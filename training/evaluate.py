@@ -24,7 +24,14 @@ from training import data
 from training.config import Data
 from training.metrics import classification_metrics
 from training.provenance import utc_now
-from training.scorers import CheckpointScorer, OnnxScorer, Scorer, ServerScorer, TokenizerNotFoundError
+from training.scorers import (
+    CheckpointScorer,
+    NoClassifierError,
+    OnnxScorer,
+    Scorer,
+    ServerScorer,
+    TokenizerNotFoundError,
+)
 
 
 class ModelPathError(ValueError):
@@ -115,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["metrics"] = score(scorer, reviews, labels)
             result["wall_time_s"] = round(time.monotonic() - started, 1)
             _print_metrics(result["metrics"], scorer.labels)
-    except (ModelPathError, TokenizerNotFoundError, data.DataError, SentimentError) as error:
+    except (ModelPathError, NoClassifierError, TokenizerNotFoundError, data.DataError, SentimentError) as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return 2
     if args.output_json:

@@ -1,13 +1,15 @@
-"""The optimisation itself: Hugging Face `Trainer` set up for short, reproducible fine-tuning."""
+"""The optimisation itself: Hugging Face `Trainer` set up for short, reproducible fine-tuning and adaptation."""
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from transformers import (
     DataCollatorWithPadding,
     DistilBertForSequenceClassification,
@@ -23,7 +25,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from training.config import Config
+from training.config import AdaptConfig, Config, Optimisation
+from training.masked_lm import MaskedPositionsLM, Masker
 from training.metrics import classification_metrics
 
 log = logging.getLogger(__name__)
@@ -51,14 +54,14 @@ class _Bar(ProgressCallback):
         """Prints nothing: `_LogToLogger` does, once."""
 
 
-def _arguments(config: Config, folder: Path, num_train: int, show_progress: bool) -> TrainingArguments:
-    training = config.training
-    num_steps = math.ceil(training.num_epochs * math.ceil(num_train / training.batch_size))
-    steps_between_evaluations = max(1, num_steps // training.num_evaluations)
+def _arguments(
+    training: Optimisation, seed: int, folder: Path, num_train: int, show_progress: bool, **others: Any
+) -> TrainingArguments:
+    """Returns the Trainer's arguments; `others` are what fine-tuning and adaptation do not share."""
     return TrainingArguments(
         output_dir=str(folder),
-        seed=config.seed,
-        data_seed=config.seed,
+        seed=seed,
+        data_seed=seed,
         num_train_epochs=training.num_epochs,
         learning_rate=training.learning_rate,
         per_device_train_batch_size=training.batch_size,
@@ -69,18 +72,30 @@ def _arguments(config: Config, folder: Path, num_train: int, show_progress: bool
         use_cpu=not torch.cuda.is_available(),
         group_by_length=True,
         eval_strategy="steps",
-        eval_steps=steps_between_evaluations,
-        save_strategy="steps",
-        save_steps=steps_between_evaluations,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",  # of a thousand reviews it tells more than the count of right answers
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=max(1, min(25, steps_between_evaluations)),
+        eval_steps=_steps_between_evaluations(training, num_train),
+        logging_steps=max(1, min(25, _steps_between_evaluations(training, num_train))),
         disable_tqdm=not show_progress,
         report_to="none",
+        **others,
     )
+
+
+def _steps_between_evaluations(training: Optimisation, num_train: int) -> int:
+    num_steps = math.ceil(training.num_epochs * math.ceil(num_train / training.batch_size))
+    return max(1, num_steps // training.num_evaluations)
+
+
+def _with_log(trainer: Trainer, show_progress: bool) -> Trainer:
+    trainer.remove_callback(ProgressCallback if show_progress else PrinterCallback)
+    trainer.add_callback(_LogToLogger())
+    if show_progress:
+        trainer.add_callback(_Bar())
+    return trainer
+
+
+def _cross_entropy(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Returns the mean loss of logits (B, C) against class ids (B,) or class probabilities (B, C)."""
+    return cross_entropy(outputs["logits"].float(), labels)
 
 
 def make_trainer(
@@ -92,25 +107,74 @@ def make_trainer(
     folder: Path,
     show_progress: bool = True,
 ) -> Trainer:
-    """Returns a Trainer over encoded reviews that keeps its resumable state in `folder`."""
+    """Returns a Trainer over encoded reviews that keeps its resumable state in `folder`.
+
+    With soft labels `train` has class probabilities for labels, `validation` class ids all the same.
+    """
 
     def compute_metrics(evaluated: EvalPrediction) -> dict[str, float]:
         metrics = classification_metrics(np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids))
         return {name: value for name, value in metrics.items() if isinstance(value, float) and name != "loss"}
 
+    steps_between_evaluations = _steps_between_evaluations(config.training, len(train))
+    args = _arguments(
+        config.training,
+        config.seed,
+        folder,
+        len(train),
+        show_progress,
+        save_strategy="steps",
+        save_steps=steps_between_evaluations,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",  # of a thousand reviews it tells more than the count of right answers
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+    )
     trainer = Trainer(
         model=model,
-        args=_arguments(config, folder, len(train), show_progress),
+        args=args,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=_cross_entropy if config.data.soft_labels is not None else None,
         compute_metrics=compute_metrics,
-        callbacks=[_LogToLogger(), EarlyStoppingCallback(config.training.early_stopping_patience)],
+        callbacks=[EarlyStoppingCallback(config.training.early_stopping_patience)],
     )
-    trainer.remove_callback(ProgressCallback if show_progress else PrinterCallback)
-    if show_progress:
-        trainer.add_callback(_Bar())
-    return trainer
+    return _with_log(trainer, show_progress)
+
+
+def make_masked_lm_trainer(
+    config: AdaptConfig,
+    model: MaskedPositionsLM,
+    tokenizer: PreTrainedTokenizerFast,
+    train: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    folder: Path,
+    show_progress: bool = True,
+) -> Trainer:
+    """Returns a Trainer over rows of `input_ids`; those of `validation` are masked already and have `labels`.
+
+    Lists, not a Dataset: of arrays a batch of 256 reviews is made in milliseconds, so that a GPU need not wait for it.
+    It saves no state, so there is nothing to resume.
+    """
+    trainer = Trainer(
+        model=model,
+        args=_arguments(
+            config.training,
+            config.seed,
+            folder,
+            len(train),
+            show_progress,
+            save_strategy="no",
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+        ),
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=Masker(tokenizer, config.training.masked_fraction),
+    )
+    return _with_log(trainer, show_progress)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -22,6 +22,10 @@ class TokenizerNotFoundError(ValueError):
     """No tokenizer.json belongs to an ONNX file; the message says where one was looked for."""
 
 
+class NoClassifierError(ValueError):
+    """A checkpoint without a classifier's weights, such as base weights; the message says what is missing."""
+
+
 class Scorer(Protocol):
     """Anything that turns raw reviews into class probabilities."""
 
@@ -62,7 +66,11 @@ class _EncodedScorer:
 
 
 class CheckpointScorer(_EncodedScorer):
-    """A Hugging Face checkpoint folder, computed by torch in fp32."""
+    """A Hugging Face checkpoint folder, computed by torch in fp32.
+
+    Raises:
+        NoClassifierError: the folder holds an encoder whose head would be random.
+    """
 
     name = "checkpoint"
 
@@ -73,7 +81,11 @@ class CheckpointScorer(_EncodedScorer):
         super().__init__(folder / "tokenizer.json", batch_size)
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = DistilBertForSequenceClassification.from_pretrained(folder).to(self._device).eval()
+        model, loading = DistilBertForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"]))
+            raise NoClassifierError(f"{folder} lacks {missing}: fine-tune it first, as base.source of training.train")
+        self._model = model.to(self._device).eval()
         self.labels = [self._model.config.id2label[index] for index in range(self._model.config.num_labels)]
 
     def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:

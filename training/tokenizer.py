@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import DistilBertTokenizerFast
 
 from model_repository.tokenizer.review_text import ReviewEncoder, clean
-from training.config import Config, Tokens
+from training.config import BaseWeights, Tokens
 from training.weights import load_tokenizer
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -20,10 +20,9 @@ def _vocabulary(reviews: Iterable[str]) -> list[str]:
     return [*_SPECIAL_TOKENS, *sorted(words | characters), *sorted(f"##{character}" for character in characters)]
 
 
-def build(config: Config, reviews: Iterable[str], folder: Path) -> DistilBertTokenizerFast:
+def build(base: BaseWeights, tokens: Tokens, reviews: Iterable[str], folder: Path) -> DistilBertTokenizerFast:
     """Returns the run's tokenizer; for `random` base weights its vocabulary is every word of `reviews`."""
-    tokens = config.tokens
-    if config.base.source == "random":
+    if base.source == "random":
         vocabulary = folder / "vocab.txt"
         vocabulary.write_text("\n".join(_vocabulary(reviews)) + "\n", encoding="utf-8")
         return DistilBertTokenizerFast(
@@ -31,7 +30,7 @@ def build(config: Config, reviews: Iterable[str], folder: Path) -> DistilBertTok
         )
     # DistilBERT's class, whatever the base's: BERT's would hand out token_type_ids, which DistilBERT refuses.
     return DistilBertTokenizerFast(
-        tokenizer_object=load_tokenizer(config.base).backend_tokenizer,
+        tokenizer_object=load_tokenizer(base).backend_tokenizer,
         model_max_length=tokens.max_length,
         truncation_side=tokens.truncation_side,
     )

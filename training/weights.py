@@ -2,12 +2,15 @@
 
 BERT adds token-type embedding 0 to every token of a single text; DistilBERT has no token types. Added to the position
 embeddings once, it gives the same sum, so the two models' hidden states agree to float rounding.
+
+One encoder, two heads: the classifier that is fine-tuned, and the masked language model that adapts the encoder first.
 """
 
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import (
@@ -20,7 +23,11 @@ from transformers import (
 )
 from transformers.models.bert.configuration_bert import BertConfig
 
-from training.config import BaseWeights, Config, ConfigError
+from training.config import AdaptConfig, BaseWeights, Config, ConfigError
+from training.masked_lm import MaskedPositionsLM
+from training.provenance import sha256_file
+
+_Model = TypeVar("_Model", DistilBertForSequenceClassification, MaskedPositionsLM)
 
 _BERT_TO_DISTILBERT = (
     (r"^encoder\.layer\.", "transformer.layer."),
@@ -100,30 +107,59 @@ def load_tokenizer(base: BaseWeights) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(resolve(base.source), use_fast=True)
 
 
+def sha256(base: BaseWeights) -> str | None:
+    """Returns the hash of the base's model.safetensors, or None where it is not in a local folder."""
+    file = Path(resolve(base.source)) / "model.safetensors"
+    return sha256_file(file) if file.is_file() else None
+
+
+def _model_config(base: BaseWeights, vocab_size: int) -> DistilBertConfig:
+    if base.source == "random":
+        return _random_config(base, vocab_size)
+    loaded = AutoConfig.from_pretrained(resolve(base.source))
+    if loaded.model_type not in ("bert", "distilbert"):
+        raise ConfigError(f"base.source={base.source} is a {loaded.model_type!r}, expected distilbert or bert")
+    return _folded_config(loaded) if loaded.model_type == "bert" else loaded
+
+
+def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBertConfig) -> _Model:
+    """Returns a `head` on the base's encoder; what the base does not bring is drawn from torch's global seed."""
+    if base.source == "random":
+        return head(model_config)
+    path = resolve(base.source)
+    if AutoConfig.from_pretrained(path).model_type == "distilbert":
+        return head.from_pretrained(path, config=model_config)
+    model = head(model_config)
+    bert = BertModel.from_pretrained(path, torch_dtype=torch.float32)
+    model.distilbert.load_state_dict(fold_bert(bert.state_dict()))
+    return model
+
+
 def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassification:
     """Returns a DistilBERT classifier with the base weights and a fresh head (drawn from torch's global seed).
 
     Raises:
         ConfigError: the base is neither DistilBERT nor BERT.
     """
-    base, labels = config.base, config.data.labels
-    if base.source == "random":
-        model_config = _random_config(base, vocab_size)
-    else:
-        loaded = AutoConfig.from_pretrained(resolve(base.source))
-        if loaded.model_type not in ("bert", "distilbert"):
-            raise ConfigError(f"base.source={base.source} is a {loaded.model_type!r}, expected distilbert or bert")
-        model_config = _folded_config(loaded) if loaded.model_type == "bert" else loaded
+    labels = config.data.labels
+    model_config = _model_config(config.base, vocab_size)
     model_config.num_labels = len(labels)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: index for index, label in enumerate(labels)}
     model_config.dropout = config.training.dropout
     model_config.attention_dropout = config.training.attention_dropout
-    if base.source == "random":
-        return DistilBertForSequenceClassification(model_config)
-    if loaded.model_type == "distilbert":
-        return DistilBertForSequenceClassification.from_pretrained(resolve(base.source), config=model_config)
-    model = DistilBertForSequenceClassification(model_config)
-    bert = BertModel.from_pretrained(resolve(base.source), torch_dtype=torch.float32)
-    model.distilbert.load_state_dict(fold_bert(bert.state_dict()))
-    return model
+    return _with_encoder(DistilBertForSequenceClassification, config.base, model_config)
+
+
+def load_masked_lm(config: AdaptConfig, vocab_size: int) -> MaskedPositionsLM:
+    """Returns a masked language model on the base's encoder, its output projection tied to the word embeddings.
+
+    The prediction head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
+
+    Raises:
+        ConfigError: the base is neither DistilBERT nor BERT.
+    """
+    model_config = _model_config(config.base, vocab_size)
+    model_config.dropout = config.training.dropout
+    model_config.attention_dropout = config.training.attention_dropout
+    return _with_encoder(MaskedPositionsLM, config.base, model_config)
