@@ -127,6 +127,12 @@ def test_every_width_of_the_installed_tokenizer_is_warmed_up(name: str) -> None:
         assert 1 <= int(classifier.parameters["opt_batch_size"].string_value) <= classifier.max_batch_size
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_request_gets_one_width_so_that_all_merge(name: str, repository: Path) -> None:
+    tokenizer_file = repository / TOKENIZER_FILE
+    assert widths(name, tokenizer_file) == [ReviewEncoder(tokenizer_file).max_length]
+
+
 ONNX_TYPES = {
     onnx.TensorProto.INT64: model_config_pb2.TYPE_INT64,
     onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
