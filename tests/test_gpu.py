@@ -10,18 +10,21 @@ from test_model_repository import tensors
 from test_serving_configurations import read
 from tiny_model import REVIEWS
 
+from benchmarks import profiles
 from benchmarks.gpu import engines, session
 from benchmarks.gpu import repository as stand_in_repository
 from clients import SentimentClient
 from export.repository import REPOSITORY, TOKENIZER_FILE, verify
 from model_repository.tokenizer.review_text import ReviewEncoder
 
+PROFILES = serving.CHECKOUT / "benchmarks" / "gpu" / "profiles.yaml"
+
 
 def test_missing_gpu_runtime_is_an_error_that_says_what_to_install(tiny_onnx: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     if session.CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
-    with pytest.raises(session.NoProviderError, match=r"pip install -r benchmarks/gpu/requirements\.txt"):
+    with pytest.raises(session.NoProviderError, match=r"as benchmarks/gpu/requirements\.txt says"):
         session.open_session(tiny_onnx)
 
 
@@ -51,6 +54,10 @@ def test_engines_time_every_shape_and_compare_the_answers(
     assert figures["largest_difference"] == figures["labels_that_differ"] == 0
     assert "64 a batch" in printed
     assert (out / "engines.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_profile_for_the_gpu_is_valid() -> None:
+    assert profiles.load(PROFILES).profiles["gpu"].stages
 
 
 def test_unknown_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,16 +1,17 @@
 """Times ONNX files on the GPU, without a server: every width and batch that Triton can make, and what they answer.
 
     python -m export.onnx --checkpoint artefacts/mine --no-install          # fp32, fp16, int8
-    PYTHONPATH=FOLDER_OF_ONNXRUNTIME_GPU python -m benchmarks.gpu.engines \\
-        --onnx artefacts/mine/onnx/fp16/model.onnx artefacts/mine/onnx/int8/model.onnx --out artefacts/gpu
+    .venv-gpu/bin/python -m benchmarks.gpu.engines --out artefacts/gpu \\
+        --onnx artefacts/mine/onnx/fp32/model.onnx artefacts/mine/onnx/fp16/model.onnx
 
-Inputs and outputs are in the CPU's memory, where requests come from: copying counts. Answers are compared with those of
-the first file on the CPU, over generated reviews of IMDb's lengths. Writes engines.json and engines.png into --out; the
-last line on stdout is the same JSON.
+benchmarks/gpu/requirements.txt says how to make .venv-gpu. Inputs and outputs are in the CPU's memory, where requests
+come from: copying counts. Answers are compared with those of the first file on the CPU, over generated reviews of
+IMDb's lengths. Writes engines.json and engines.png into --out; the last line on stdout is the same JSON.
 """
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -83,7 +84,8 @@ def measure(
     encoder = ReviewEncoder(tokenizer_file)
     widths = fixed_widths(WIDTH_STEP, encoder.max_length)
     rows = encoder.encode(texts.make("imdb", num_reviews))
-    expected = probabilities(open_session(files[0], CPU, num_threads=0), rows)
+    # Not 0: ONNX Runtime would pin a thread to each core of the machine, whichever this process may use.
+    expected = probabilities(open_session(files[0], CPU, num_threads=len(os.sched_getaffinity(0))), rows)
     found = {}
     for file in files:
         print(f"{file} on {provider} ...", flush=True)
@@ -142,6 +144,8 @@ def draw(files: dict[str, Any], out: Path) -> None:
             [s["batch"] for s in line], [s["reviews_per_s"] for s in line], "o-", label=f"{name}, {widest} tokens"
         )
     axes.set(xlabel="reviews a batch", ylabel="reviews/s", xscale="log", yscale="log", title="ONNX files on the GPU")
+    axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
+    axes.minorticks_off()
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(out, dpi=120)

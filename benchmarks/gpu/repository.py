@@ -1,12 +1,14 @@
 """Makes a model repository that serves the configuration `onnxruntime` on a GPU without the container.
 
-    python -m benchmarks.gpu.repository --onnx artefacts/mine/onnx/fp16/model.onnx --out artefacts/gpu-repository
-    PYTHONPATH=FOLDER_OF_ONNXRUNTIME_GPU python serve.py --model-repository artefacts/gpu-repository &
-    python -m benchmarks.bench --profile slo
+    python -m benchmarks.gpu.repository --onnx artefacts/mine/onnx/fp16/model.onnx --out artefacts/gpu \\
+        --tokenizers 4 --queue 1024
+    .venv-gpu/bin/python serve.py --model-repository artefacts/gpu
+    make bench PROFILE=gpu BENCH_ARGS="--profiles benchmarks/gpu/profiles.yaml"
 
-The wheel's Triton has no native backends. So a Python model, stand_in.py, runs the ONNX file on ONNX Runtime's CUDA
-provider, which is what the container's backend does; ensemble, tokenizer, widths, batching and queues are as
-configs/onnxruntime.pbtxt writes them. What is measured so is a bound from below: the stand-in copies more.
+benchmarks/gpu/requirements.txt says how to make .venv-gpu. The wheel's Triton has no native backends. So a Python
+model, stand_in.py, runs the ONNX file on ONNX Runtime's CUDA provider, which is what the container's backend does;
+ensemble, tokenizer, widths and batching are as configs/onnxruntime.pbtxt writes them. What is measured so is a bound
+from below: the stand-in copies more.
 """
 
 import argparse
@@ -88,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--provider", choices=session.PROVIDERS, default=session.CUDA, help="of ONNX Runtime")
     parser.add_argument("--tokenizers", type=int, default=1, help="processes of the tokenizer")
-    parser.add_argument("--queue", type=int, default=64, help="requests that may wait for a step")
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=64,
+        help="requests that may wait for a step; perf_analyzer ends at the first refusal",
+    )
     options = parser.parse_args(argv)
     try:
         make(options.onnx, options.out, options.provider, options.tokenizers, options.queue)

@@ -26,15 +26,15 @@ def open_session(onnx_file: Path, provider: str = CUDA, num_threads: int = 1) ->
     if provider not in onnxruntime.get_available_providers():
         has = ", ".join(onnxruntime.get_available_providers())
         raise NoProviderError(
-            f"onnxruntime {onnxruntime.__version__} has no {provider}, only {has}: run "
-            "`pip install -r benchmarks/gpu/requirements.txt` in an environment of its own"
+            f"onnxruntime {onnxruntime.__version__} has no {provider}, only {has}: make an environment as "
+            "benchmarks/gpu/requirements.txt says, and run this there"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3  # else every node that stays on the CPU is a warning
-    if provider == CUDA and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # CUDA and cuDNN out of the packages beside it, where those are installed
     session = onnxruntime.InferenceSession(str(onnx_file), options, providers=list(dict.fromkeys([provider, CPU])))
     if provider not in session.get_providers():
-        raise NoProviderError(f"{provider} did not start: no GPU, no driver, or another CUDA than it was built for")
+        raise NoProviderError(
+            f"{provider} did not start: no GPU, no driver, or not the CUDA and cuDNN that it was built for"
+        )
     return session
