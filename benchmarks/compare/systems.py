@@ -117,8 +117,8 @@ class Machine:
             return f"{self.python(system)} is missing: run `{target}`"
         if system.engine == "torch" and not (self.checkpoint / "model.safetensors").exists():
             return (
-                f"{self.checkpoint} holds no checkpoint (model.safetensors): train it with `make train "
-                "CONFIG=training/configs/offline.yaml`, or name another one with --checkpoint"
+                f"{self.checkpoint} holds no checkpoint (model.safetensors): make the shipped model's with `python -m "
+                "export.checkpoint`, and name it with --checkpoint artefacts/shipped"
             )
         return ""
 
