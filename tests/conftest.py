@@ -1,5 +1,6 @@
 """What tests share: a tiny model made here, a model repository that holds it, and the real Triton serving that."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,15 @@ from model_repository.tokenizer.review_text import ReviewEncoder
 # Examples are not timed: how long one takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _no_handlers_left() -> Iterator[None]:
+    """Takes away the log handlers that a command line set up: they write to a test's own stdout, closed by then."""
+    yield
+    for handler in [one for one in logging.root.handlers if type(one) in (logging.StreamHandler, logging.FileHandler)]:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")

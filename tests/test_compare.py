@@ -109,7 +109,7 @@ def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> N
     python.touch()
     here = replace(machine, peers=tmp_path / "PEER", checkpoint=tmp_path / "nothing")
     torch, ray, same = chosen(["litserve-torch", "ray-torch", "litserve-shipped"])
-    assert "make train" in here.missing(torch)
+    assert "python -m export.checkpoint" in here.missing(torch)
     assert here.missing(same) == ""
     assert "make .venv-peer-ray/.ready" in here.missing(ray)
 
