@@ -19,46 +19,14 @@ from test_model_repository import tensors
 from tiny_model import REVIEWS
 from tritonclient.grpc import model_config_pb2
 
+from benchmarks.gpu import repository as stand_in_repository
+from benchmarks.gpu import session
 from export.engine_graph import split_labels
 from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths
 
 CONFIGURATIONS = ("onnxruntime", "tensorrt")
 LABELS = serving.CHECKOUT / "docker" / "tensorrt" / "labels"
-STAND_IN = '''"""Runs an ONNX file as a native backend would: one tensor an execution, one width only."""
-import json
-import sys
-
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-sys.modules["openvino_telemetry"] = None
-import openvino
-
-
-class TritonPythonModel:
-    def initialize(self, args):
-        config = json.loads(args["model_config"])
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
-        file = args["model_repository"] + "/" + args["model_version"] + "/stand-in.onnx"
-        self.model = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-    def execute(self, requests):
-        def tensor(request, name):
-            return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
-
-        feed = {name: np.concatenate([tensor(request, name) for request in requests]) for name in self.inputs}
-        results = self.model(feed)
-        outputs = {name: results[name].astype(object) if name == "label" else results[name] for name in self.outputs}
-        responses, start = [], 0
-        for request in requests:
-            stop = start + len(tensor(request, self.inputs[0]))
-            own = [pb_utils.Tensor(name, value[start:stop]) for name, value in outputs.items()]
-            responses.append(pb_utils.InferenceResponse(own))
-            start = stop
-        return responses
-'''
 
 
 def read(file: Path) -> model_config_pb2.ModelConfig:
@@ -164,18 +132,11 @@ def test_configurations_name_the_tensors_of_their_graphs(tiny_onnx: Path) -> Non
 
 
 def use_stand_in(model: Path, configuration: model_config_pb2.ModelConfig, graph: bytes) -> None:
-    configuration.backend = "python"
-    configuration.default_model_filename = ""
-    for group in configuration.instance_group:
-        group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
-        del group.profile[:]
-    for warm_up in configuration.model_warmup:  # the tiny model has fewer positions than the widest warm-up
+    for warm_up in configuration.model_warmup:  # the tiny model has fewer positions than the warm-up
         for value in warm_up.inputs.values():
             if value.data_type == model_config_pb2.TYPE_INT64:
                 value.dims[0] = min(value.dims[0], 64)
-    (model / "config.pbtxt").write_text(text_format.MessageToString(configuration))
-    (model / "1").mkdir(exist_ok=True)
-    (model / "1" / "model.py").write_text(STAND_IN)
+    stand_in_repository.use_stand_in(model, configuration, "stand-in.onnx", session.CPU, 64)
     (model / "1" / "stand-in.onnx").write_bytes(graph)
 
 

@@ -90,10 +90,7 @@ def run(config: AdaptConfig, folder: Path) -> dict[str, Any]:
     log.info("validation loss %.4f before, %.4f after", before, after)
     plain(model).save_pretrained(folder)
     manifest = {
-        "name": config.name,
-        "base": config.base.source,
-        "base_sha256": weights.sha256(config.base),
-        "seed": config.seed,
+        **runs.identity(config),
         "data": {
             "source": runs.name_of(config.data.source),
             "num_reviews": sizes,

@@ -15,6 +15,8 @@ import torch
 import yaml
 from pydantic import BaseModel
 
+from training import weights
+from training.config import AdaptConfig, Config
 from training.fit import last_complete_checkpoint
 from training.provenance import git_revision, utc_now, versions
 
@@ -96,6 +98,16 @@ def write_json(path: Path, value: Any) -> None:
 def name_of(source: str) -> str:
     """Returns a data source as manifests name it: a path without the folders above it, a hub name as it is."""
     return Path(source).name if Path(source).exists() else source
+
+
+def identity(config: Config | AdaptConfig) -> dict[str, Any]:
+    """Returns what a manifest says first: the run's name, what it started from, and its seed."""
+    return {
+        "name": config.name,
+        "base": config.base.source,
+        "base_sha256": weights.sha256(config.base),
+        "seed": config.seed,
+    }
 
 
 def provenance(device: torch.device | str) -> dict[str, Any]:

@@ -60,10 +60,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     metrics = score(CheckpointScorer(folder), splits.test["text"], splits.test["label"])
     runs.write_json(folder / "metrics_test.json", metrics)
     manifest = {
-        "name": config.name,
-        "base": config.base.source,
-        "base_sha256": weights.sha256(config.base),
-        "seed": config.seed,
+        **runs.identity(config),
         "data": {
             "source": runs.name_of(config.data.source),
             "num_reviews": sizes,

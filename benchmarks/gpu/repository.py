@@ -49,19 +49,16 @@ def make(onnx_file: Path, out: Path, provider: str, tokenizers: int, queue: int,
             f"{onnx_file}: no such file; `python -m export.onnx --no-install` writes fp16 and others"
         )
     shutil.copytree(repository, out, ignore=shutil.ignore_patterns("model.onnx", "manifest.json", "__pycache__"))
-    for model in ("tokenizer", "classifier"):
-        config = _named(repository, model)
+    tokenizer, classifier = (_named(repository, model) for model in ("tokenizer", "classifier"))
+    tokenizer.instance_group[0].count = tokenizers
+    if tokenizers > 1:
+        del tokenizer.model_warmup[:]  # one that fails with two instances crashes server 2.51.0
+    for config in (tokenizer, classifier):
         config.dynamic_batching.default_queue_policy.max_queue_size = queue
-        if model == "classifier":
-            _use_stand_in(config, provider, ReviewEncoder(repository / TOKENIZER_FILE).max_length)
-        else:
-            config.instance_group[0].count = tokenizers
-            if tokenizers > 1:
-                del config.model_warmup[:]  # one that fails with two instances crashes server 2.51.0
-        (out / model / "config.pbtxt").write_text(text_format.MessageToString(config))
-        shutil.rmtree(out / model / "configs")
-    for source, name in _CODE.items():
-        shutil.copyfile(Path(__file__).parent / source, out / "classifier" / "1" / name)
+        shutil.rmtree(out / config.name / "configs")
+    (out / "tokenizer" / "config.pbtxt").write_text(text_format.MessageToString(tokenizer))
+    max_length = ReviewEncoder(repository / TOKENIZER_FILE).max_length
+    use_stand_in(out / "classifier", classifier, Path(MODEL_FILE).name, provider, max_length)
     install({MODEL_FILE: onnx_file, TOKENIZER_FILE: repository / TOKENIZER_FILE}, {"source": str(onnx_file)}, out)
 
 
@@ -70,15 +67,32 @@ def _named(repository: Path, model: str) -> model_config_pb2.ModelConfig:
     return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
-def _use_stand_in(config: model_config_pb2.ModelConfig, provider: str, max_length: int) -> None:
-    config.backend = "python"
-    for index in reversed(range(len(config.model_warmup))):  # widths of a longer window than this tokenizer's
+def use_stand_in(
+    model: Path, config: model_config_pb2.ModelConfig, onnx_name: str, provider: str, max_length: int
+) -> None:
+    """Makes `config`, of a native backend, the configuration of the folder `model`, served by stand_in.py.
+
+    Args:
+        model: of the model repository; its version is 1.
+        config: is changed.
+        onnx_name: of the ONNX file that will be in the version's folder.
+        provider: of ONNX Runtime.
+        max_length: tokens that the model takes; wider warm-ups are left out.
+    """
+    config.backend, config.default_model_filename = "python", ""
+    for index in reversed(range(len(config.model_warmup))):
         if max(value.dims[0] for value in config.model_warmup[index].inputs.values()) > max_length:
             del config.model_warmup[index]
     config.parameters.clear()
+    config.parameters["onnx_file"].string_value = onnx_name
     config.parameters["provider"].string_value = provider
     for group in config.instance_group:
         group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU  # Triton's part; the process takes the GPU itself
+        del group.profile[:]
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+    (model / "1").mkdir(exist_ok=True)
+    for source, name in _CODE.items():
+        shutil.copyfile(Path(__file__).parent / source, model / "1" / name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,14 +20,13 @@ class TritonPythonModel:
     """Runs the whole execution as one rectangle."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the ONNX file that stands beside this one."""
+        """Opens the ONNX file beside this one that the parameter `onnx_file` names, on `provider`."""
         config = json.loads(args["model_config"])
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._outputs = [tensor["name"] for tensor in config["output"]]
-        file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        provider = config["parameters"]["provider"]["string_value"]
-        self._session = open_session(file, provider)
-        pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {file.name} on {provider}")
+        file, provider = (config["parameters"][name]["string_value"] for name in ("onnx_file", "provider"))
+        self._session = open_session(Path(args["model_repository"]) / args["model_version"] / file, provider)
+        pb_utils.Logger.log_info(f"{args['model_instance_name']} runs {file} on {provider}")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Returns one response per request; Triton merged only requests of one width."""
@@ -42,8 +41,8 @@ class TritonPythonModel:
         return responses
 
 
-def _tensor(request: pb_utils.InferenceRequest, name: str) -> npt.NDArray[np.int64]:
-    tensor: npt.NDArray[np.int64] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+def _tensor(request: pb_utils.InferenceRequest, name: str) -> npt.NDArray[Any]:
+    tensor: npt.NDArray[Any] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     return tensor
 
 
