@@ -4,7 +4,7 @@
     python -m export.ragged --checkpoint artefacts/reference --num-batches 50 --onnx artefacts/ragged.onnx
 
 Batches of 1 to 16 generated reviews of IMDb's lengths, mixed, run through both graphs in turn, in fp32 on the CPU. The
-padded graph gets them as its serving configuration would, padded to the next of its fixed widths. Exit status 1 when a
+padded graph gets them padded to the next of a few fixed widths. Exit status 1 when a
 logit differs by more than 1e-5. The last line on stdout is one JSON object.
 """
 
@@ -31,7 +31,7 @@ Feed = dict[str, npt.NDArray[Any]]
 MAX_BATCH = 16
 MAX_DIFFERENCE = 1e-5
 WIDTH_STEP = 64
-"""Tokens between the fixed widths of the native configurations (`pad_to_multiple_of`)."""
+"""Tokens between the fixed widths of the padded graph. The native configurations have one width since (CHANGELOG)."""
 
 
 def padded_feed(rows: Sequence[list[int]], widths: Sequence[int]) -> Feed:

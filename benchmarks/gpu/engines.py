@@ -32,7 +32,7 @@ from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths, 
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WIDTH_STEP = 64
-"""Tokens: `pad_to_multiple_of` of the native configurations."""
+"""Tokens between the widths that are timed; the native configurations pad to the last of them."""
 _OUTPUTS = ["label", "score", "probabilities"]
 _MIN_REPEATS = 20
 
