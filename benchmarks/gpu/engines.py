@@ -1,4 +1,4 @@
-"""Times ONNX files on the GPU, without a server: every width and batch that Triton can make, and what they answer.
+"""Times ONNX files on the GPU, without a server: widths in steps of 64 tokens, batches to 64, and what they answer.
 
     python -m export.onnx --checkpoint artefacts/mine --no-install          # fp32, fp16, int8
     .venv-gpu/bin/python -m benchmarks.gpu.engines --out artefacts/gpu \\
@@ -13,11 +13,13 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def time_shapes(session: Any, widths: Sequence[int], window_s: float, vocabulary
         for batch in BATCHES:
             input_ids = drawn.integers(0, vocabulary, (batch, width), dtype=np.int64)
             feed = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
-            took_s = median_s(lambda feed=feed: session.run(_OUTPUTS, feed), window_s)  # type: ignore[misc]
+            took_s = median_s(partial(session.run, _OUTPUTS, feed), window_s)
             shapes.append({"width": width, "batch": batch, "ms": took_s * 1000, "reviews_per_s": batch / took_s})
     return shapes
 
@@ -67,7 +69,7 @@ def probabilities(session: Any, rows: Sequence[Sequence[int]]) -> npt.NDArray[np
     """Returns (N, C) for the token ids of N reviews, run one by one."""
 
     def one(row: Sequence[int]) -> Any:
-        input_ids, attention_mask = pad([row], None)
+        input_ids, attention_mask = pad([row])
         return session.run(["probabilities"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
 
     return np.concatenate([one(row) for row in rows])
@@ -110,7 +112,7 @@ def describe() -> dict[str, Any]:
         gpu = "none"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m benchmarks.gpu.engines", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu.engines", *sys.argv[1:]]),
         "gpu": gpu,
         "onnxruntime": onnxruntime.__version__,
         "python": platform.python_version(),
