@@ -269,3 +269,16 @@ def test_long_reviews_wait_for_each_other_only_where_they_gain_by_it(
     runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=1, cores=None)
     assert len(runner.groups([160, 160])) == expected
     assert len(runner.groups([16, 16])) == 1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"), [(ONNXRUNTIME, [(11, [0, 1]), (61, [2])]), (OPENVINO, [(16, [0, 1]), (64, [2])])]
+)
+def test_lone_review_has_no_padding_where_no_shape_must_be_prepared(
+    monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path, runtime: str, expected: list[tuple[int, list[int]]]
+) -> None:
+    monkeypatch.syspath_prepend(CLASSIFIER)
+    from runner import Runner
+
+    runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=1, cores=None)
+    assert runner.groups([11, 10, 61]) == expected

@@ -339,10 +339,16 @@ def test_packages_of_the_server_image_install_and_import(tmp_path: Path) -> None
     subprocess.run([python, "-m", *arguments], check=True, capture_output=True)
     steps = f"{CHECKOUT}/model_repository/tokenizer:{CHECKOUT}/model_repository/classifier"
     environment = {"PYTHONPATH": f"{tmp_path}/packages:{steps}"}
-    subprocess.run([python, "-c", "import engine, onnxruntime, openvino, review_text"], env=environment, check=True)
+    subprocess.run(
+        [python, "-c", "import engine, fused_graph, onnxruntime, openvino, review_text"], env=environment, check=True
+    )
     assert sorted(path.name for path in (tmp_path / "packages").glob("*.dist-info")) == [
+        "ml_dtypes-0.5.4.dist-info",
         "numpy-1.26.4.dist-info",
+        "onnx-1.23.2.dist-info",
         "onnxruntime-1.32.0.dist-info",
         "openvino-2026.4.1.dist-info",
+        "protobuf-6.33.6.dist-info",
         "tokenizers-0.22.2.dist-info",
+        "typing_extensions-4.16.0.dist-info",
     ]

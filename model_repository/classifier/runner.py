@@ -48,7 +48,10 @@ class Runner:
 
     def groups(self, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns the width and the members of every group that reviews of `lengths` tokens run in, in their order."""
-        return list(length_groups(lengths, *self._grouping))
+        groups = list(length_groups(lengths, *self._grouping))
+        if self._engine.prepares_each_shape:
+            return groups
+        return [(max(lengths[index] for index in group), group) for _, group in groups]  # one review has no padding
 
     def prepare(self, max_length: int) -> None:
         """Runs every shape that reviews up to `max_length` tokens can have, or where none needs it the largest alone.
