@@ -17,6 +17,8 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 _DOMAIN = "com.microsoft"
 _MASK = "attention_mask"
+_MASK_ROW = "mask_row"
+"""What `export.quantized_graph` adds to the scores of padding; anything else that is added has to stay."""
 _UNPADDED = "is_unpadded"
 
 
@@ -147,6 +149,8 @@ def _fuse_attention(graph: _Graph) -> None:
 def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto]:
     """Returns the last node of the attention around `softmax`, and what computes the same from query, key and value."""
     masked = graph.maker(softmax.input[0], "Add")
+    if masked.input[1] != _MASK_ROW:
+        raise _OtherForm(masked.name)
     scores = graph.maker(masked.input[0], "MatMul")
     division = graph.maker(_before_quantising(graph, scores.input[0]), "Div")
     query, num_heads = _before_splitting(graph, division.input[0], [0, 2, 1, 3])
