@@ -25,10 +25,9 @@ def open_engine(num_threads: int, spins: bool = True) -> Infer:
     Widths are those of the service: peers too would pay for many more new shapes without that.
     """
     engine = Engine(REPOSITORY / "classifier" / "1" / "model.onnx", num_threads, spins=spins)
-    width_step = engine.width_step if engine.prepares_each_shape else 1
 
     def infer(rows: Sequence[Sequence[int]]) -> tuple[list[str], list[float]]:
-        input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens, width_step))
+        input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens, engine.padding_step))
         labels, scores = engine.run(OUTPUTS, {"input_ids": input_ids, "attention_mask": attention_mask})
         return [str(label) for label in labels[:, 0]], [float(score) for score in scores[:, 0]]
 

@@ -49,7 +49,8 @@ class _Graph:
             for name in node.input:
                 self.readers[name].append(node)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._replaced: dict[int, list[NodeProto]] = {}
+        self._replaced: dict[str, NodeProto] = {}
+        self._first: list[NodeProto] = []
 
     def nodes(self, op_type: str) -> list[NodeProto]:
         """Returns the nodes of one type."""
@@ -78,13 +79,17 @@ class _Graph:
             return self.constant(node.input[0])
         return numpy_helper.to_array(self.maker(name, "Constant").attribute[0].t)
 
-    def replace(self, node: NodeProto, nodes: list[NodeProto]) -> None:
-        """Has `nodes` in the place of `node`."""
-        self._replaced[id(node)] = nodes
+    def replace(self, node: NodeProto, by: NodeProto) -> None:
+        """Has `by` in the place of `node`."""
+        self._replaced[node.output[0]] = by
+
+    def prepend(self, *nodes: NodeProto) -> None:
+        """Has `nodes`, which read nothing but inputs and constants, before all others."""
+        self._first.extend(nodes)
 
     def close(self) -> None:
         """Writes the replacements, and leaves out the nodes and constants that no output needs."""
-        nodes = [new for node in self.graph.node for new in self._replaced.get(id(node), [node])]
+        nodes = [*self._first, *(self._replaced.get(node.output[0], node) for node in self.graph.node)]
         needed = {output.name for output in self.graph.output}
         kept = []
         for node in reversed(nodes):  # readers come after what they read
@@ -108,7 +113,7 @@ def _fuse_products(graph: _Graph) -> int:
     for product in graph.nodes("MatMul"):
         try:
             addition = graph.reader(product.output[0], "Add")
-            graph.replace(addition, [_product_with_bias(graph, product, addition)])
+            graph.replace(addition, _product_with_bias(graph, product, addition))
         except _OtherForm:
             continue
         count += 1
@@ -132,18 +137,13 @@ def _product_with_bias(graph: _Graph, product: NodeProto, addition: NodeProto) -
 
 def _fuse_attention(graph: _Graph) -> None:
     """Makes one node of all that lies between query, key and value and the heads put together again."""
-    found = []
     for softmax in graph.nodes("Softmax"):
         try:
-            found.append((softmax, *_attention(graph, softmax)))
+            last, attention = _attention(graph, softmax)
         except _OtherForm:
             continue
-    if not found:
-        return
-    for softmax, last, attention in found:
-        graph.replace(last, [_with_or_without_mask(attention, softmax.name)])
-    first = graph.graph.node[0]
-    graph.replace(first, [*_unpadded(graph.graph), first])
+        graph.replace(last, _with_or_without_mask(attention, softmax.name))
+    graph.prepend(*_unpadded(graph.graph))  # left out again where nothing reads it
 
 
 def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto]:

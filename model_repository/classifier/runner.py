@@ -9,7 +9,7 @@ import numpy.typing as npt
 from core_sharing import Cores
 from crew import ALL, OWN, Crew
 from engine import GROUP_TOKENS, Engine, shares_cores
-from length_groups import length_groups, shapes
+from length_groups import length_groups, shapes, width_of
 
 Ids = npt.NDArray[np.int64]
 OUTPUTS = ("label", "score", "probabilities")
@@ -48,10 +48,11 @@ class Runner:
 
     def groups(self, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Returns the width and the members of every group that reviews of `lengths` tokens run in, in their order."""
-        groups = list(length_groups(lengths, *self._grouping))
-        if self._engine.prepares_each_shape:
-            return groups
-        return [(max(lengths[index] for index in group), group) for _, group in groups]  # one review has no padding
+        engine = self._engine
+        groups = [group for _, group in length_groups(lengths, *self._grouping)]
+        longest = [max(lengths[index] for index in group) for group in groups]
+        widths = [width_of(length, engine.max_tokens, engine.padding_step) for length in longest]
+        return list(zip(widths, groups, strict=True))
 
     def prepare(self, max_length: int) -> None:
         """Runs every shape that reviews up to `max_length` tokens can have, or where none needs it the largest alone.
