@@ -91,10 +91,12 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
-        def holds(rate_per_s: float, duration_s: float) -> bool:
+        def holds(rate_per_s: float, duration_s: float) -> bool | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:g}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
-            return not summary.broken(self.rules.limits) and not summary.invalid(self.rules.validity)
+            if summary.broken(self.rules.limits):
+                return False
+            return None if summary.invalid(self.rules.validity) else True
 
         found = highest_rate(holds, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent)
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"

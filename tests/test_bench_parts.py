@@ -155,6 +155,23 @@ def test_search_confirms_with_a_long_run_and_lowers_what_it_does_not_confirm() -
     assert tried[-1] == (found, 60)
 
 
+def test_search_repeats_a_run_that_tells_nothing() -> None:
+    asked: list[float] = []
+
+    def holds(rate: float, _: float) -> bool | None:
+        asked.append(rate)
+        return None if asked.count(rate) < 3 else rate <= 12  # invalid twice, then what the service does
+
+    found = highest_rate(holds, 100, 20, 60, 5)
+
+    assert found is not None
+    assert 12 / 1.05 <= found <= 12
+
+
+def test_search_gives_a_rate_up_at_which_no_run_tells_anything() -> None:
+    assert highest_rate(lambda *_: None, 100, 20, 60, 5) is None
+
+
 def test_search_of_a_service_that_holds_nothing_says_so() -> None:
     assert highest_rate(lambda *_: False, 100, 20, 60, 5) is None
 
