@@ -92,7 +92,7 @@ class Bench:
         )
 
         def holds(rate_per_s: float, duration_s: float) -> bool | None:
-            name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:g}s-{rate_per_s:.4g}"
+            name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             if summary.broken(self.rules.limits):
                 return False

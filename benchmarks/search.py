@@ -7,8 +7,10 @@ Holds = Callable[[float, float], bool | None]
 _LOWEST_SHARE = 0.05
 _FIRST_SHARE = 0.8
 """Of the saturated throughput: where an open loop with short queues is expected to end up, roughly."""
+_PROBE_REQUESTS = 500
+"""Of a probe, where it need not last longer than the run that confirms: of 200, a third late one breaks the limit."""
 _MAX_TRIES = 3
-"""Of a run that tells nothing. At low rates a few requests at the edges of a window are enough to make it invalid."""
+"""Of a run that tells nothing, each longer: at low rates a few requests at the edges of its window make it invalid."""
 
 
 def highest_rate(
@@ -16,20 +18,23 @@ def highest_rate(
 ) -> float | None:
     """Returns the highest rate that held for `confirm_s`, None if even a twentieth of `saturated_per_s` did not.
 
-    Probes of `probe_s` bisect between the highest rate that held and the lowest that did not, until they are within
-    `precision_percent`. The winner is confirmed; while it does not hold, it is lowered by that much. A run that tells
-    nothing is repeated, and a rate at which none of them does counts as one that does not hold.
+    Probes of `probe_s`, at low rates longer, bisect between the highest rate that held and the lowest that did not,
+    until they are within `precision_percent`. The winner is confirmed; while it does not hold, it is lowered by that
+    much. A run that tells nothing is repeated, and a rate at which none of them does counts as one that does not hold.
     """
 
     def is_held(rate_per_s: float, duration_s: float) -> bool:
-        tries = (holds(rate_per_s, duration_s) for _ in range(_MAX_TRIES))
+        tries = (holds(rate_per_s, times * duration_s) for times in range(1, _MAX_TRIES + 1))
         return next((held for held in tries if held is not None), False)
+
+    def probe(rate_per_s: float) -> bool:
+        return is_held(rate_per_s, max(probe_s, min(confirm_s, _PROBE_REQUESTS / rate_per_s)))
 
     step = 1 + precision_percent / 100
     low, high = 0.0, saturated_per_s * step
     rate = saturated_per_s * _FIRST_SHARE
     while high > max(low, saturated_per_s * _LOWEST_SHARE) * step:
-        if is_held(rate, probe_s):
+        if probe(rate):
             low = rate
         else:
             high = rate

@@ -155,17 +155,30 @@ def test_search_confirms_with_a_long_run_and_lowers_what_it_does_not_confirm() -
     assert tried[-1] == (found, 60)
 
 
-def test_search_repeats_a_run_that_tells_nothing() -> None:
-    asked: list[float] = []
-
-    def holds(rate: float, _: float) -> bool | None:
-        asked.append(rate)
-        return None if asked.count(rate) < 3 else rate <= 12  # invalid twice, then what the service does
+def test_search_repeats_a_run_that_tells_nothing_for_longer() -> None:
+    def holds(rate: float, duration_s: float) -> bool | None:
+        return None if duration_s < 60 else rate <= 70
 
     found = highest_rate(holds, 100, 20, 60, 5)
 
     assert found is not None
-    assert 12 / 1.05 <= found <= 12
+    assert 70 / 1.05 <= found <= 70
+
+
+@pytest.mark.parametrize(("capacity", "least", "longest"), [(100, 20, 20), (12, 500 / 15, 60), (1.5, 60, 60)])
+def test_probes_of_a_search_have_500_requests_unless_that_takes_longer_than_confirming(
+    capacity: float, least: float, longest: float
+) -> None:
+    probes: list[tuple[float, float]] = []
+
+    def holds(rate: float, duration_s: float) -> bool:
+        probes.append((rate, duration_s))
+        return rate <= capacity
+
+    highest_rate(holds, 1.25 * capacity, 20, 60, 5)
+
+    assert all(least <= duration_s <= longest for _, duration_s in probes[:-1])
+    assert all(rate * duration_s >= 500 - 1e-9 or duration_s == 60 for rate, duration_s in probes)
 
 
 def test_search_gives_a_rate_up_at_which_no_run_tells_anything() -> None:
