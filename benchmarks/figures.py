@@ -68,27 +68,32 @@ def window_latency_ms(summary: Summary, folder: Path) -> npt.NDArray[np.float64]
 
 
 def latency_against_rate(summaries: Sequence[Summary], limits: Limits) -> bytes:
-    """Returns p50, p95 and p99 of open loops over the rate, lines for each tool and duration: a short run sees less."""
+    """Returns p50, p95 and p99 of open loops over the rate: lines for each tool and duration, points of a search."""
 
     def draw(axes: Axes) -> None:
-        for ((tool, duration_s), runs), marker in zip(by_tool_and_duration(summaries), cycle("osv^Dx")):
-            line = "-" if tool == "locust" else "--"
+        for (name, runs), marker in zip(open_loops(summaries).items(), cycle("osv^Dx")):
+            first = runs[0].load
+            line = "" if first.probe else "-" if first.tool == "locust" else "--"
             for key, colour in (("p50_ms", "#4a7fb5"), ("p95_ms", "#e0a458"), ("p99_ms", "#b5494a")):
                 points = [s.offered_per_s for s in runs], [getattr(s, key) for s in runs]
-                label = f"{key[:3]} {tool} {duration_s:g} s"
-                axes.plot(*points, marker + line, color=colour, markersize=4, linewidth=1, label=label)
+                axes.plot(*points, marker + line, color=colour, markersize=4, linewidth=1, label=f"{key[:3]} {name}")
         axes.axhline(limits.p99_ms, color="black", linewidth=1, linestyle=":", label=f"limit {limits.p99_ms:g} ms")
         axes.set_yscale("log")
 
     return _png(draw, "Latency against rate, open loop", "requests offered [1/s]", "latency [ms]")
 
 
-def by_tool_and_duration(summaries: Sequence[Summary]) -> list[tuple[tuple[str, float], list[Summary]]]:
-    """Returns the measurements of each tool and duration in seconds, by rate."""
-    found: dict[tuple[str, float], list[Summary]] = {}
-    for summary in sorted(summaries, key=lambda s: s.offered_per_s):
-        found.setdefault((summary.load.tool, summary.load.duration_s), []).append(summary)
-    return sorted(found.items())
+def open_loops(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """Returns the measurements by rate, those of a tool and duration together, and those of a search.
+
+    A short run sees less, so durations stand apart; those of a search differ from probe to probe.
+    """
+    found: dict[str, list[Summary]] = {}
+    for summary in sorted(summaries, key=lambda s: (s.load.tool, s.load.probe, s.load.duration_s, s.offered_per_s)):
+        load = summary.load
+        name = "search" if load.probe else f"{load.tool} {load.duration_s:g} s"
+        found.setdefault(name, []).append(summary)
+    return found
 
 
 def throughput_against_users(summaries: Sequence[Summary]) -> bytes:

@@ -90,6 +90,7 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     after = watch.cpu_s()
     raw = json.loads(file.read_text())
     raw["gate"] = gate
+    raw["load"]["probe"] = load.probe  # Locust does not know what its load is for
     raw["generator"]["warning"] = _warning(done.stderr)
     raw["server_cpu_s"] = {name: round(after[name] - before.get(name, 0.0), 3) for name in after}
     file.write_text(json.dumps(raw, indent=1) + "\n")

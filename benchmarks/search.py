@@ -1,5 +1,6 @@
 """The highest rate that holds: probes narrow it down, then a long run must confirm it."""
 
+import math
 from collections.abc import Callable
 
 Holds = Callable[[float, float], bool | None]
@@ -28,7 +29,7 @@ def highest_rate(
         return next((held for held in tries if held is not None), False)
 
     def probe(rate_per_s: float) -> bool:
-        return is_held(rate_per_s, max(probe_s, min(confirm_s, _PROBE_REQUESTS / rate_per_s)))
+        return is_held(rate_per_s, max(probe_s, min(confirm_s, math.ceil(_PROBE_REQUESTS / rate_per_s))))
 
     step = 1 + precision_percent / 100
     low, high = 0.0, saturated_per_s * step

@@ -208,20 +208,24 @@ class _NoWatch:
         return {}
 
 
+LOAD = Load(
+    tool="locust", protocol="generate", loop="closed", level=2, texts="short", warmup_s=0.2, duration_s=0.8, probe=True
+)
+
+
 def locust(monkeypatch: pytest.MonkeyPatch, url: str, metrics_url: str, folder: Path) -> Path:
     """Runs two closed users against the stand-in for a second; half of the texts have a known answer."""
     reviews = load_test._reviews("short", SOURCE)
     monkeypatch.setattr(load_test, "known_answers", lambda *_: dict.fromkeys(reviews[::2], "negative"))
-    load = Load(tool="locust", protocol="generate", loop="closed", level=2, texts="short", warmup_s=0.2, duration_s=0.8)
     urls = Urls(url, "grpc://127.0.0.1:9", metrics_url)
-    return locust_run.run(load, urls, folder / "two", SOURCE, _NoWatch(), gate=False)  # type: ignore[arg-type]
+    return locust_run.run(LOAD, urls, folder / "two", SOURCE, _NoWatch(), gate=False)  # type: ignore[arg-type]
 
 
 def test_locust_keeps_what_is_under_way_at_the_end_and_finds_wrong_answers(
     monkeypatch: pytest.MonkeyPatch, stand_in: str, tmp_path: Path
 ) -> None:
     found = summarise(locust(monkeypatch, stand_in, f"{stand_in}/metrics", tmp_path))
-    assert (found.load.loop, found.load.level, found.load.protocol) == ("closed", 2, "generate")
+    assert found.load == LOAD
     assert set(found.failures) == {"WrongAnswerError"}
     assert found.failures["WrongAnswerError"] < found.requests
     assert (found.known_answers, found.invalid(VALIDITY)) == (SOURCE.reviews // 2, [])

@@ -329,16 +329,16 @@ def test_no_share_is_minus_nothing(share: float, shown: str) -> None:
     assert report._percent(share) == shown
 
 
-def test_plots_leave_the_warm_up_out_and_keep_durations_apart(tmp_path: Path) -> None:
+def test_plots_leave_the_warm_up_out_and_keep_durations_and_searches_apart(tmp_path: Path) -> None:
     rows = [Sample(n / 10, n / 10, n / 10 + (9 if n < 20 else 0.05), 1, OK) for n in range(100)]
     summary = summarise(written(tmp_path / "one", load(), rows, start_s=2.0))
     assert figures.window_latency_ms(summary, tmp_path).max() == pytest.approx(50)
     runs = [
-        measured(tmp_path, steady(), f"{name}-{duration_s}", duration_s=duration_s)
-        for name, duration_s in (("probe", 20), ("confirmed", 60), ("again", 20))
+        measured(tmp_path, steady(), f"run-{number}", duration_s=duration_s, probe=probe)
+        for number, (duration_s, probe) in enumerate([(30, False), (60, False), (30, False), (20, True), (43, True)])
     ]
-    found = [(key, len(alike)) for key, alike in figures.by_tool_and_duration(runs)]
-    assert found == [(("locust", 20), 2), (("locust", 60), 1)]
+    found = {name: len(alike) for name, alike in figures.open_loops(runs).items()}
+    assert found == {"locust 30 s": 2, "locust 60 s": 1, "search": 2}
 
 
 @pytest.mark.parametrize(
