@@ -9,7 +9,7 @@ _LOWEST_SHARE = 0.05
 _FIRST_SHARE = 0.8
 """Of the saturated throughput: where an open loop with short queues is expected to end up, roughly."""
 _PROBE_REQUESTS = 500
-"""Of a probe, where it need not last longer than the run that confirms: of 200, a third late one breaks the limit."""
+"""Of a probe, where it need not last longer than the run that confirms: of 200, two late ones break the limit."""
 _MAX_TRIES = 3
 """Of a run that tells nothing, each longer: at low rates a few requests at the edges of its window make it invalid."""
 
