@@ -28,12 +28,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import locust_run, perf_analyzer, processes, profiles, texts, triton_metrics, verdict
+from benchmarks import late_share, locust_run, perf_analyzer, processes, profiles, texts, triton_metrics, verdict
 from benchmarks.doors import Urls
+from benchmarks.late_share import Trial
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
 from benchmarks.profiles import Load, Profile, Profiles, SearchStage
-from benchmarks.search import highest_rate
+from benchmarks.search import Outcome, highest_rate
 from benchmarks.service import CHECKOUT, Service, ServiceError, checkout, is_local, running
 from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
@@ -91,16 +92,23 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
-        def holds(rate_per_s: float, duration_s: float) -> bool | None:
+        trials: list[Trial] = []
+
+        def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
-            if summary.broken(self.rules.limits):
-                return False
-            return None if summary.invalid(self.rules.validity) else True
+            held = not summary.broken(self.rules.limits)
+            if held and summary.invalid(self.rules.validity):
+                return None
+            trials.append(late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
+            return Outcome(held, trials[-1])
 
-        found = highest_rate(holds, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent)
+        found = highest_rate(
+            measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
+        )
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
-        print(f"{stage.name}: highest rate that holds for {stage.duration_s:g} s: {rate}", flush=True)
+        print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}")
+        print(f"{stage.name}: {late_share.sentence(late_share.crossing(trials))}", flush=True)
         return found
 
     def _load(self, stage: SearchStage, loop: str, level: float, duration_s: float) -> Load:

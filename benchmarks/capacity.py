@@ -4,10 +4,10 @@
     python -m benchmarks.capacity --rate 500 --results artefacts/bench/sweep-... --startup-s 30
 
 Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput, and
-calibrates noise and waking of a simulated replica on the rates that were measured. Those within 10 % of the highest
-rate that the sweep found are left out, so that the prediction of it, and the errors reported there, are of rates that
-the fit has not seen. Then: the highest rate of a replica within the p99, replicas for the rate with one to spare, and
-what happens while one is gone and while new ones start.
+calibrates noise and waking of a simulated replica on the rates that were measured. Those within 10 % of the rate at
+which one request of a hundred is late (late_share.py) are left out, so that the prediction of it, and the errors
+reported there, are of rates that the fit has not seen. Then: the highest rate of a replica within the p99, replicas for
+the rate with one to spare, and what happens while one is gone and while new ones start.
 Writes capacity.png into the folder; the last line on stdout is one JSON document. capacity_model.py cites the laws.
 """
 
@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
         "highest_rate_per_s": {
             "predicted": result.highest_rate_per_s,
             "range": result.highest_range_per_s,
-            "measured": found.highest_per_s,
+            "measured": found.crossing._asdict() if found.crossing else None,
+            "searched": found.highest_per_s,
         },
         "replicas": result.replicas,
         "replicas_one_failed": result.replicas_one_failed,
@@ -81,10 +82,13 @@ def _print_fit(found: Fit, errors: Sequence[dict[str, float]]) -> None:
 
 
 def _print_plan(found: Fit, result: Plan, options: argparse.Namespace) -> None:
-    highest, measured = result.highest_rate_per_s, found.highest_per_s
-    beside = "no search in this folder"
-    if measured:
-        beside = f"measured {measured:.1f}/s, so predicted {100 * (highest / measured - 1):+.0f} %"
+    highest = result.highest_rate_per_s
+    beside = "no rate with fewer than 1 % late and one with more in this folder"
+    if found.crossing:
+        measured, least, most = found.crossing
+        beside = f"measured {measured:.1f}/s ({least:.1f} to {most:.1f}), so predicted {_off(highest, measured)}"
+    if found.highest_per_s:
+        beside += f"; the search held {found.highest_per_s:.1f}/s for a minute: {_off(highest, found.highest_per_s)}"
     low, high = result.highest_range_per_s
     print(
         f"highest rate of a replica with p99 <= {options.p99_ms:g} ms: {highest:.1f}/s ({beside}); "
@@ -99,6 +103,10 @@ def _print_plan(found: Fit, result: Plan, options: argparse.Namespace) -> None:
         f"before up to {worst['before']:.0f}"
     )
     print(f"half as much again, new ones {options.startup_s:g} s later: p99 up to {worst['surge']:.0f} ms")
+
+
+def _off(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.0f} %"
 
 
 def _worst(result: Plan) -> dict[str, float]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import capacity_model, profiles, texts, verdict
+from benchmarks import capacity_model, late_share, profiles, texts, verdict
 from benchmarks.capacity_model import Floats, Measured, Scalability, Service
+from benchmarks.late_share import Crossing
 from benchmarks.summary import Summary
 from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder
@@ -17,7 +18,8 @@ from model_repository.tokenizer.review_text import ReviewEncoder
 MERGED_KEY = "classifier_max_merged"
 """In run.json: reviews of different requests that Triton puts into one execution at most. Older sweeps lack it."""
 HELD_OUT_SHARE = 0.1
-"""Rates this close to the measured highest rate are held out of the fit: the prediction is judged by them."""
+"""Rates this close to the measured highest rate are held out of the fit: the prediction is judged by them. That is
+`Fit.crossing`, or what the search found where there is none."""
 _MIN_RATES = 4
 _MOSTLY = 0.9
 """Share of one user's reviews that run alone where a server lets them at all; the metrics lag by some."""
@@ -45,6 +47,8 @@ class Fit:
     held_out: list[Measured]
     highest_per_s: float | None
     """What the sweep's search found with one review per request, None where it did not search or found none."""
+    crossing: Crossing | None
+    """Where one of a hundred requests is late by all of the sweep's open loops together, None where none passes it."""
 
 
 def fit(folder: Path) -> Fit:
@@ -61,9 +65,9 @@ def fit(folder: Path) -> Fit:
     closed = sorted((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed")
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
-    highest = _measured_highest(facts)
+    highest, crossing = _measured_highest(facts), _crossing(folder, one)
     points = [Measured(s.offered_per_s, s.p50_ms, s.p99_ms, s.load.warmup_s, s.load.duration_s) for s in steady]
-    fitted, held_out = _split(points, highest)
+    fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)
     if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
         raise CapacityError(
             f"{folder} has {len(fitted)} steady rates to fit and {len(closed)} valid numbers of users, expected at "
@@ -77,7 +81,7 @@ def fit(folder: Path) -> Fit:
     base = Service(per_token_s, 0.0, _elsewhere_s(steady[0]), alone=alone, instances=instances, max_merged=merged)
     service, alternatives = capacity_model.calibrate(base, fitted, lengths)
     law = capacity_model.fit_scalability(*zip(*closed, strict=True))
-    return Fit(law, closed, service, alternatives, lengths, fitted, held_out, highest)
+    return Fit(law, closed, service, alternatives, lengths, fitted, held_out, highest, crossing)
 
 
 def errors(found: Fit) -> list[dict[str, float]]:
@@ -109,6 +113,12 @@ def _valid(folder: Path) -> list[Summary]:
 def _measured_highest(facts: dict[str, Any]) -> float | None:
     highest: dict[str, float | None] = facts.get("highest_rate_per_s", {})
     return next((rate for name, rate in highest.items() if name.endswith("one-review")), None)
+
+
+def _crossing(folder: Path, summaries: Sequence[Summary]) -> Crossing | None:
+    limit_ms = profiles.load().limits.p99_ms
+    open_loops = [s for s in summaries if s.load.loop == "open"]
+    return late_share.crossing([late_share.trial(s, folder, limit_ms) for s in open_loops])
 
 
 def _split(points: Sequence[Measured], highest_per_s: float | None) -> tuple[list[Measured], list[Measured]]:

@@ -61,7 +61,9 @@ def _rates(axes: Axes, found: "Fit", result: "Plan", p99_ms: float) -> None:
         )
     axes.axhline(p99_ms, color="black", linewidth=1, linestyle=":")
     axes.axvline(result.highest_rate_per_s, color="#4a7fb5", linewidth=1, linestyle="--", label="highest, predicted")
-    if found.highest_per_s:
-        axes.axvline(found.highest_per_s, color="#b5494a", linewidth=1, linestyle="--", label="highest, measured")
+    if found.crossing:
+        rate, low, high = found.crossing
+        axes.axvline(rate, color="#b5494a", linewidth=1, linestyle="--", label="1 % late, measured")
+        axes.axvspan(low, high, color="#b5494a", alpha=0.12)
     axes.set(title="p99 against rate, open loop", xlabel="requests [1/s]", ylabel="p99 [ms]", yscale="log")
     axes.legend(fontsize=8)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from benchmarks import samples
 from benchmarks.profiles import Limits
 from benchmarks.samples import SAMPLES_SUFFIX
-from benchmarks.summary import Summary
+from benchmarks.summary import Summary, window_s
 
 _SIZE_INCHES = (8.0, 4.2)
 _DPI = 110
@@ -62,7 +61,7 @@ def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:
 def window_latency_ms(summary: Summary, folder: Path) -> npt.NDArray[np.float64]:
     """Returns the sorted latencies of the right answers to requests due in the window, which the tables count too."""
     data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
-    start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
+    start_s, end_s = window_s(folder, summary.name)
     due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
     return np.sort(data.latency_s[due & data.ok] * 1000)
 

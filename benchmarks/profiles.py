@@ -109,10 +109,10 @@ class SearchStage(_Stage):
     tool: Literal["search"]
     duration_s: float = Field(gt=0)
     probe_s: float = Field(default=20, gt=0)
-    """Least length of the runs that narrow the rate down before it must hold for `duration_s`."""
+    """Least length of the runs that find out which rates to try for `duration_s`."""
     warmup_s: float = Field(default=5, ge=0)
     precision_percent: float = Field(default=5, gt=0)
-    """The search ends when the next higher rate tried is within this of the highest that held."""
+    """By which the rate is lowered where none of the runs of `duration_s` held."""
 
 
 class Profile(_Section):

@@ -173,6 +173,12 @@ def summarise(file: Path) -> Summary:
     )
 
 
+def window_s(folder: Path, name: str) -> tuple[float, float]:
+    """Returns start and end of the window that counts of the measurement `name` in `folder`, on the samples' clock."""
+    start_s, end_s = json.loads((folder / f"{name}.json").read_text())["window_s"]
+    return start_s, end_s
+
+
 def _percentile(values: "np.typing.NDArray[np.float64]", percent: float) -> float:
     """Returns a latency that was observed, the next higher one between two: never better than what happened."""
     return float(np.percentile(values, percent, method="higher")) if values.size else float("nan")

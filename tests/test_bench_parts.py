@@ -1,4 +1,4 @@
-"""The load tests' arithmetic: texts, samples, percentiles, limits, the search, profiles. No server runs here."""
+"""The load tests' arithmetic: texts, samples, percentiles, limits, profiles. No server runs here."""
 
 import json
 from collections.abc import Sequence
@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from benchmarks import answers, perf_analyzer, processes, profiles, samples, texts, verdict
+from benchmarks import answers, late_share, perf_analyzer, processes, profiles, samples, texts, verdict
 from benchmarks.profiles import Limits, Load, Profile, ProfileError, Validity
 from benchmarks.samples import OK, Sample
-from benchmarks.search import highest_rate
 from benchmarks.summary import Summary, summarise
 from clients import Prediction
 from export.generated_reviews import LENGTH_QUANTILES
@@ -59,6 +56,14 @@ def test_samples_survive_their_file(tmp_path: Path) -> None:
 def test_latency_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
     late = [Sample(at, at + 0.3, at + 0.31, 1, OK) for at in np.arange(0, 9, 0.1)]
     assert measured(tmp_path, late).p50_ms == pytest.approx(310)
+
+
+def test_late_are_slow_answers_and_failures_due_in_the_window(tmp_path: Path) -> None:
+    slow = measured(tmp_path, steady(0.3), "slow")
+    failing = measured(tmp_path, steady(0.05, "ServerError", every=10), "failing")
+    all_late, some_late = (late_share.trial(summary, tmp_path, 200) for summary in (slow, failing))
+    assert sum(all_late.requests) == sum(all_late.late) == slow.requests
+    assert sum(some_late.late) == sum(failing.failures.values()) > 0
 
 
 def test_percentiles_are_latencies_that_were_observed_and_not_rounded(tmp_path: Path) -> None:
@@ -133,60 +138,6 @@ def test_each_process_must_keep_its_memory_limit(tmp_path: Path, limit_mib: floa
 
 def test_memory_that_nobody_watched_is_no_proof(tmp_path: Path) -> None:
     assert "watched" in verdict.memory_growth(tmp_path / "memory.csv", 5)[0]
-
-
-@given(capacity=st.floats(min_value=10, max_value=100))
-def test_search_ends_within_its_precision_of_the_capacity(capacity: float) -> None:
-    found = highest_rate(lambda rate, _: rate <= capacity, 100, 20, 60, 5)
-    assert found is not None
-    assert capacity / 1.06**2 <= found <= capacity
-
-
-def test_search_confirms_with_a_long_run_and_lowers_what_it_does_not_confirm() -> None:
-    tried: list[tuple[float, float]] = []
-
-    def holds(rate: float, duration_s: float) -> bool:
-        tried.append((rate, duration_s))
-        return rate <= (70 if duration_s == 20 else 60)
-
-    found = highest_rate(holds, 100, 20, 60, 5)
-    assert found is not None
-    assert found <= 60
-    assert tried[-1] == (found, 60)
-
-
-def test_search_repeats_a_run_that_tells_nothing_for_longer() -> None:
-    def holds(rate: float, duration_s: float) -> bool | None:
-        return None if duration_s < 60 else rate <= 70
-
-    found = highest_rate(holds, 100, 20, 60, 5)
-
-    assert found is not None
-    assert 70 / 1.05 <= found <= 70
-
-
-@pytest.mark.parametrize(("capacity", "least", "longest"), [(100, 20, 20), (12, 500 / 15, 60), (1.5, 60, 60)])
-def test_probes_of_a_search_have_500_requests_unless_that_takes_longer_than_confirming(
-    capacity: float, least: float, longest: float
-) -> None:
-    probes: list[tuple[float, float]] = []
-
-    def holds(rate: float, duration_s: float) -> bool:
-        probes.append((rate, duration_s))
-        return rate <= capacity
-
-    highest_rate(holds, 1.25 * capacity, 20, 60, 5)
-
-    assert all(least <= duration_s <= longest for _, duration_s in probes[:-1])
-    assert all(rate * duration_s >= 500 - 1e-9 or duration_s == 60 for rate, duration_s in probes)
-
-
-def test_search_gives_a_rate_up_at_which_no_run_tells_anything() -> None:
-    assert highest_rate(lambda *_: None, 100, 20, 60, 5) is None
-
-
-def test_search_of_a_service_that_holds_nothing_says_so() -> None:
-    assert highest_rate(lambda *_: False, 100, 20, 60, 5) is None
 
 
 STAGE = {"tool": "locust", "name": "a", "protocol": "grpc", "rates_per_s": [1], "warmup_s": 0, "duration_s": 1}

@@ -215,6 +215,9 @@ def test_capacity_finds_the_replica_that_made_the_files(
     sent = [sample for seed in range(5) for sample in open_loop(predicted, lengths, seed)]
     p99_ms = np.percentile([1000 * (sample.done_s - sample.scheduled_s) for sample in sent], 99)
     assert p99_ms == pytest.approx(200, rel=0.3)  # by the reference; steep there: 10 % of the rate are half of it
+    measured = document["highest_rate_per_s"]["measured"]
+    assert measured["low_per_s"] <= measured["rate_per_s"] <= measured["high_per_s"]
+    assert predicted == pytest.approx(measured["rate_per_s"], rel=0.1)
     assert document["service"]["max_merged"] == TRUE.max_merged
     assert document["replicas"] == int(np.ceil(1000 / predicted))
     assert document["replicas_one_failed"] == document["replicas"] + 1
@@ -247,7 +250,7 @@ def test_an_event_lasts_as_long_as_a_replica_takes_to_start(monkeypatch: pytest.
     monkeypatch.setattr(capacity_plan, "_REQUESTS", 50_000)
     service = Service(2e-4, noise=0.1, elsewhere_s=0.004, instances=2, max_merged=4)
     found = capacity_fit.Fit(
-        capacity_model.Scalability(1, 0, 0), [], service, [], SOME_LENGTHS, [], [], highest_per_s=None
+        capacity_model.Scalability(1, 0, 0), [], service, [], SOME_LENGTHS, [], [], highest_per_s=None, crossing=None
     )
     usual = 0.8 * service.saturated_per_s(float(SOME_LENGTHS.mean()))
     short, long = (capacity_plan._scenario(found, usual, usual * 1.5, length_s) for length_s in (30, 300))

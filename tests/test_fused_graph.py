@@ -1,6 +1,5 @@
 """The graph that ONNX Runtime runs: its own operators in place of what model.onnx has, and the same answers."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tiny_model import REVIEWS
 
 from export import graph
 from export.generated_reviews import generate
-from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, manifest_path
+from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.classifier.engine import ONNXRUNTIME, Engine
 from model_repository.classifier.fused_graph import fused
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
@@ -30,15 +29,6 @@ def files(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def rows(tiny_checkpoint: Path) -> list[list[int]]:
     return ReviewEncoder(tiny_checkpoint / "tokenizer.json").encode(REVIEWS)
-
-
-@pytest.fixture(scope="module")
-def installed() -> Path:
-    """The int8 file of this checkout: the tiny model's wide, random weights overflow where the CPU has no VNNI."""
-    file = REPOSITORY / MODEL_FILE
-    if not file.exists() or json.loads(manifest_path().read_text())["precision"] != "int8":
-        pytest.skip("no int8 model is installed in this checkout: git checkout -- model_repository")
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""The graph that OpenVINO runs: attention's first product in floating point, and the same answers."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from tiny_model import REVIEWS
+
+from export import graph
+from export.generated_reviews import generate
+from export.repository import REPOSITORY, TOKENIZER_FILE
+from model_repository.classifier.engine import OPENVINO, Engine, precision
+from model_repository.classifier.openvino_graph import unquantised_attention
+from model_repository.tokenizer.review_text import ReviewEncoder, pad
+
+NUM_LAYERS = 2
+"""Of the tiny model."""
+
+
+@pytest.fixture(scope="module")
+def files(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return graph.build(tiny_checkpoint, ["fp32", "int8"], tmp_path_factory.mktemp("files"), ["negative", "positive"])
+
+
+def operators(model: openvino.Model) -> list[str]:
+    return [node.get_type_name() for node in model.get_ops()]
+
+
+def test_query_and_key_are_multiplied_as_they_are(files: dict[str, Path]) -> None:
+    model = openvino.Core().read_model(files["int8"])
+    before = operators(model).count("FakeQuantize")
+    assert unquantised_attention(model) == NUM_LAYERS
+    assert before - operators(model).count("FakeQuantize") == 2 * NUM_LAYERS
+    assert unquantised_attention(model) == 0  # nothing is left to be done
+
+
+def test_file_without_int8_stays_as_it_is(files: dict[str, Path]) -> None:
+    model = openvino.Core().read_model(files["fp32"])
+    before = operators(model)
+    assert unquantised_attention(model) == 0
+    assert operators(model) == before
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_answers_stay(installed: Path, padding: int) -> None:
+    engine = Engine(installed, num_threads=1, runtime=OPENVINO)
+    plain = openvino.Core().compile_model(installed, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for row in ReviewEncoder(REPOSITORY / TOKENIZER_FILE).encode(generate(6, seed=3)):
+        input_ids, attention_mask = pad([row], len(row) + padding)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        logits, labels = engine.run(["logits", "label"], inputs)
+        expected = plain(inputs)
+        np.testing.assert_allclose(logits, expected["logits"], atol=0.2)  # scores that were int8 are not
+        assert labels.tolist() == expected["label"].tolist()
+
+
+def test_row_of_padding_alone_harms_nobody(files: dict[str, Path], tiny_checkpoint: Path) -> None:
+    engine = Engine(files["int8"], num_threads=1, runtime=OPENVINO)
+    input_ids, attention_mask = pad([*ReviewEncoder(tiny_checkpoint / "tokenizer.json").encode(REVIEWS[:1]), [0]])
+    attention_mask[1] = 0
+    (logits,) = engine.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    ("is_int8", "flags", "expected"),
+    [
+        pytest.param(True, "avx512_vnni amx_tile amx_int8 amx_bf16", "bf16", id="int8 with tiles"),
+        pytest.param(True, "avx512_vnni avx512_bf16", "f32", id="int8 without tiles"),
+        pytest.param(False, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="fp32 stays fp32"),
+    ],
+)
+def test_cpu_and_file_decide_the_precision(is_int8: bool, flags: str, expected: str) -> None:
+    assert precision(is_int8, flags.split()) == expected
