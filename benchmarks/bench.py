@@ -30,7 +30,6 @@ from typing import Any
 
 from benchmarks import late_share, locust_run, perf_analyzer, processes, profiles, texts, triton_metrics, verdict
 from benchmarks.doors import Urls
-from benchmarks.late_share import Trial
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
 from benchmarks.profiles import Load, Profile, Profiles, SearchStage
@@ -92,23 +91,22 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
-        trials: list[Trial] = []
-
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             held = not summary.broken(self.rules.limits)
             if held and summary.invalid(self.rules.validity):
                 return None
-            trials.append(late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
-            return Outcome(held, trials[-1])
+            return Outcome(held, late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
 
         found = highest_rate(
             measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
         )
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
         print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}")
-        print(f"{stage.name}: {late_share.sentence(late_share.crossing(trials))}", flush=True)
+        alike = [summary for summary in self.summaries if summary.load.kind == self.summaries[-1].load.kind]
+        crossing = late_share.of_open_loops(alike, self.folder, self.rules)
+        print(f"{stage.name}: {late_share.sentence(crossing)}", flush=True)
         return found
 
     def _load(self, stage: SearchStage, loop: str, level: float, duration_s: float) -> Load:

@@ -65,7 +65,7 @@ def fit(folder: Path) -> Fit:
     closed = sorted((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed")
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
-    highest, crossing = _measured_highest(facts), _crossing(folder, one)
+    highest, crossing = _measured_highest(facts), late_share.of_open_loops(one, folder, profiles.load())
     points = [Measured(s.offered_per_s, s.p50_ms, s.p99_ms, s.load.warmup_s, s.load.duration_s) for s in steady]
     fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)
     if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
@@ -113,12 +113,6 @@ def _valid(folder: Path) -> list[Summary]:
 def _measured_highest(facts: dict[str, Any]) -> float | None:
     highest: dict[str, float | None] = facts.get("highest_rate_per_s", {})
     return next((rate for name, rate in highest.items() if name.endswith("one-review")), None)
-
-
-def _crossing(folder: Path, summaries: Sequence[Summary]) -> Crossing | None:
-    limit_ms = profiles.load().limits.p99_ms
-    open_loops = [s for s in summaries if s.load.loop == "open"]
-    return late_share.crossing([late_share.trial(s, folder, limit_ms) for s in open_loops])
 
 
 def _split(points: Sequence[Measured], highest_per_s: float | None) -> tuple[list[Measured], list[Measured]]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from benchmarks import samples
+from benchmarks.late_share import Crossing
 from benchmarks.profiles import Limits
 from benchmarks.samples import SAMPLES_SUFFIX
 from benchmarks.summary import Summary, window_s
@@ -66,8 +67,11 @@ def window_latency_ms(summary: Summary, folder: Path) -> npt.NDArray[np.float64]
     return np.sort(data.latency_s[due & data.ok] * 1000)
 
 
-def latency_against_rate(summaries: Sequence[Summary], limits: Limits) -> bytes:
-    """Returns p50, p95 and p99 of open loops over the rate: lines for each tool and duration, points of a search."""
+def latency_against_rate(summaries: Sequence[Summary], limits: Limits, crossing: Crossing | None) -> bytes:
+    """Returns p50, p95 and p99 of open loops over the rate: lines for each tool and duration, points of a search.
+
+    `crossing`, where 1 % is late, is drawn with how far it may be off.
+    """
 
     def draw(axes: Axes) -> None:
         for (name, runs), marker in zip(open_loops(summaries).items(), cycle("osv^Dx")):
@@ -77,6 +81,10 @@ def latency_against_rate(summaries: Sequence[Summary], limits: Limits) -> bytes:
                 points = [s.offered_per_s for s in runs], [getattr(s, key) for s in runs]
                 axes.plot(*points, marker + line, color=colour, markersize=4, linewidth=1, label=f"{key[:3]} {name}")
         axes.axhline(limits.p99_ms, color="black", linewidth=1, linestyle=":", label=f"limit {limits.p99_ms:g} ms")
+        if crossing:
+            rate, low, high = crossing
+            label = f"1 % late at {rate:.1f}/s ({low:.1f} to {high:.1f})"
+            axes.axvspan(low, high, color="#8f9aa8", alpha=0.2, label=label)
         axes.set_yscale("log")
 
     return _png(draw, "Latency against rate, open loop", "requests offered [1/s]", "latency [ms]")

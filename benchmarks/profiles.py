@@ -60,6 +60,11 @@ class Load(_Section):
     probe: bool = False
     """A step of a search, which goes beyond what the service can do: requests may fail there."""
 
+    @property
+    def kind(self) -> tuple[Protocol, TextKind, int]:
+        """What its requests are; measurements of one kind can stand on one plot."""
+        return self.protocol, self.texts, self.batch_size
+
 
 class _Stage(_Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures, profiles, verdict
+from benchmarks import figures, late_share, profiles, verdict
 from benchmarks.bench import RESULTS
 from benchmarks.profiles import ProfileError, Profiles
 from benchmarks.summary import Summary
@@ -62,15 +62,17 @@ def write(folder: Path, rules: Profiles) -> Path:
 
 def _images(summaries: Sequence[Summary], rules: Profiles, folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "latency-distribution", figures.latency_distribution(summaries, folder)
-    kinds = sorted({(s.load.protocol, s.load.texts, s.load.batch_size) for s in summaries})
-    for kind in kinds:
-        alike = [s for s in summaries if (s.load.protocol, s.load.texts, s.load.batch_size) == kind]
+    for kind in sorted({s.load.kind for s in summaries}):
+        alike = [s for s in summaries if s.load.kind == kind]
         suffix = "-".join(map(str, kind))
         for loop, name in (("open", "latency-against-rate"), ("closed", "throughput-against-users")):
             runs = [s for s in alike if s.load.loop == loop]
             if len({s.load.level for s in runs}) > 1:
-                plot = figures.latency_against_rate(runs, rules.limits) if loop == "open" else None
-                yield f"{name}-{suffix}", plot or figures.throughput_against_users(runs)
+                if loop == "open":
+                    crossing = late_share.of_open_loops(runs, folder, rules)
+                    yield f"{name}-{suffix}", figures.latency_against_rate(runs, rules.limits, crossing)
+                else:
+                    yield f"{name}-{suffix}", figures.throughput_against_users(runs)
     if any(s.batching for s in summaries):
         yield "time-by-phase", figures.time_by_phase(summaries)
     memory = folder / verdict.MEMORY_FILE

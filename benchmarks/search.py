@@ -36,8 +36,9 @@ def highest_rate(
 
     Probes of `probe_s`, at low rates longer, bisect between the highest rate that held and the lowest that did not,
     until these are near each other. Each long run is at the rate at which one request of a hundred is late by all runs
-    before it. If none of them holds, the rate is lowered by `precision_percent` until one does. A run that tells
-    nothing is repeated, and a rate at which none of them does counts as one that does not hold.
+    before it, and above what held, towards what did not. If none of them holds, the rate is lowered by
+    `precision_percent` until one does. A run that tells nothing is repeated, and a rate at which none of them does
+    counts as one that does not hold.
     """
     trials: list[Trial] = []
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
+from openvino import opset13
 from tiny_model import REVIEWS
 
 from export import graph
@@ -40,6 +41,20 @@ def test_file_without_int8_stays_as_it_is(files: dict[str, Path]) -> None:
     before = operators(model)
     assert unquantised_attention(model) == 0
     assert operators(model) == before
+
+
+def test_what_is_multiplied_after_the_rounding_is_no_part_of_it(files: dict[str, Path]) -> None:
+    model = openvino.Core().read_model(files["int8"])
+    product = next(node.input_value(0).get_node() for node in model.get_ops() if is_masked_score(node))
+    scaled = opset13.multiply(product.input_value(0), np.float32(2))
+    product.input(0).replace_source_output(scaled.output(0))
+    assert unquantised_attention(model) == NUM_LAYERS - 1
+
+
+def is_masked_score(node: openvino.Node) -> bool:
+    """Whether `node` adds the mask to the products of query and key."""
+    readers = [target.get_node().get_type_name() for output in node.outputs() for target in output.get_target_inputs()]
+    return node.get_type_name() == "Add" and readers == ["Softmax"]
 
 
 @pytest.mark.parametrize("padding", [0, 3])
