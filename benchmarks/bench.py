@@ -104,7 +104,7 @@ class Bench:
         )
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
         print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}")
-        alike = [summary for summary in self.summaries if summary.load.kind == self.summaries[-1].load.kind]
+        alike = [summary for summary in self.summaries if summary.load.kind == saturated.load.kind]
         crossing = late_share.of_open_loops(alike, self.folder, self.rules)
         print(f"{stage.name}: {late_share.sentence(crossing)}", flush=True)
         return found

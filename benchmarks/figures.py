@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
-from benchmarks import samples
 from benchmarks.late_share import Crossing
 from benchmarks.profiles import Limits
-from benchmarks.samples import SAMPLES_SUFFIX
-from benchmarks.summary import Summary, window_s
+from benchmarks.summary import Summary, due_in_window
 
 _SIZE_INCHES = (8.0, 4.2)
 _DPI = 110
@@ -61,10 +59,8 @@ def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:
 
 def window_latency_ms(summary: Summary, folder: Path) -> npt.NDArray[np.float64]:
     """Returns the sorted latencies of the right answers to requests due in the window, which the tables count too."""
-    data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
-    start_s, end_s = window_s(folder, summary.name)
-    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
-    return np.sort(data.latency_s[due & data.ok] * 1000)
+    due, _ = due_in_window(summary, folder)
+    return np.sort(due.latency_s[due.ok] * 1000)
 
 
 def latency_against_rate(summaries: Sequence[Summary], limits: Limits, crossing: Crossing | None) -> bytes:

@@ -16,10 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import samples
 from benchmarks.profiles import Profiles
-from benchmarks.samples import SAMPLES_SUFFIX
-from benchmarks.summary import Summary, window_s
+from benchmarks.summary import Summary, due_in_window
 
 Floats = npt.NDArray[np.float64]
 SHARE = 0.01
@@ -56,25 +54,23 @@ class Crossing(NamedTuple):
 
 def trial(summary: Summary, folder: Path, limit_ms: float) -> Trial:
     """Returns the open loop `summary` of `folder`'s results; late is what took longer than `limit_ms`, or failed."""
-    data = samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}")
-    start_s, end_s = window_s(folder, summary.name)
-    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
-    is_late = (~data.ok | (data.latency_s * 1000 > limit_ms))[due]
-    slices = ((data.scheduled_s[due] - start_s) // _SLICE_S).astype(int)
-    count = int(np.ceil((end_s - start_s) / _SLICE_S))
+    due, start_s = due_in_window(summary, folder)
+    is_late = ~due.ok | (due.latency_s * 1000 > limit_ms)
+    slices = ((due.scheduled_s - start_s) // _SLICE_S).astype(int)
+    count = math.ceil(summary.window_s / _SLICE_S)
     requests = np.bincount(slices, minlength=count)
     late = np.bincount(slices, weights=is_late, minlength=count).astype(int)
     return Trial(summary.offered_per_s, requests.tolist(), late.tolist())
 
 
-def rate_at(trials: Sequence[Trial], share: float = SHARE) -> float | None:
-    """Returns the rate at which `share` is late; None if no rate has less, or none more."""
-    return _crossing([(run.rate_per_s, sum(run.requests), sum(run.late)) for run in trials], share)
+def rate_at(trials: Sequence[Trial]) -> float | None:
+    """Returns the rate at which `SHARE` is late; None if no rate has less, or none more."""
+    return _crossing([(run.rate_per_s, sum(run.requests), sum(run.late)) for run in trials])
 
 
-def crossing(trials: Sequence[Trial], share: float = SHARE) -> Crossing | None:
+def crossing(trials: Sequence[Trial]) -> Crossing | None:
     """Returns `rate_at` with its interval; the same trials give the same."""
-    rate = rate_at(trials, share)
+    rate = rate_at(trials)
     if rate is None:
         return None
     random = np.random.default_rng(0)
@@ -82,7 +78,7 @@ def crossing(trials: Sequence[Trial], share: float = SHARE) -> Crossing | None:
     found = []
     for _ in range(_RESAMPLES):
         drawn = [(r, *c[:, random.integers(c.shape[1], size=c.shape[1])].sum(axis=1).tolist()) for r, c in counts]
-        found.append(_crossing(drawn, share))
+        found.append(_crossing(drawn))
     low, high = np.percentile([one for one in found if one is not None] or [rate], _PERCENTILES).tolist()
     return Crossing(rate, min(low, rate), max(high, rate))
 
@@ -103,17 +99,17 @@ def sentence(found: Crossing | None) -> str:
     )
 
 
-def _crossing(runs: Sequence[tuple[float, int, int]], share: float) -> float | None:
-    """Returns where `runs`, each a rate, requests and late ones of them, pass `share`: between the rates tried."""
+def _crossing(runs: Sequence[tuple[float, int, int]]) -> float | None:
+    """Returns where `runs`, each a rate, requests and late ones of them, pass `SHARE`: between the rates tried."""
     rates, requests, late = np.array([run for run in runs if run[1]], dtype=np.float64).reshape(-1, 3).T
-    is_below = late <= share * requests
+    is_below = late <= SHARE * requests
     if is_below.all() or not is_below.any():
         return None
     origin = float(rates.mean())
     constant, slope = _fit(np.stack([np.ones_like(rates), rates - origin], 1), requests, late).tolist()
     if not slope > 0:  # few runs, close to each other
         return origin
-    rate = origin + (math.log(share / (1 - share)) - constant) / slope
+    rate = origin + (math.log(SHARE / (1 - SHARE)) - constant) / slope
     return float(np.clip(rate, rates.min(), rates.max()))
 
 

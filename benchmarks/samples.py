@@ -52,6 +52,12 @@ class Samples:
         """Which requests were answered rightly."""
         return np.array([outcome == OK for outcome in self.outcomes], dtype=np.bool_)
 
+    def due_between(self, start_s: float, end_s: float) -> "Samples":
+        """Returns the samples of requests that were due in [start_s, end_s)."""
+        due = (self.scheduled_s >= start_s) & (self.scheduled_s < end_s)
+        outcomes = [outcome for outcome, is_due in zip(self.outcomes, due, strict=True) if is_due]
+        return Samples(self.scheduled_s[due], self.sent_s[due], self.done_s[due], self.reviews[due], outcomes)
+
 
 def write(path: Path, samples: Sequence[Sample], origin_s: float) -> None:
     """Writes `samples` to `path` (.csv.gz), times in whole microseconds from `origin_s`.

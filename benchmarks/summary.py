@@ -123,8 +123,7 @@ def littles_law(
     by_samples = float(np.maximum(overlap_s, 0).sum()) / length_s
     if users is not None:
         return users, _percent_off(by_samples, users)
-    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
-    product = float(data.latency_s[due].sum()) / length_s
+    product = float(data.due_between(start_s, end_s).latency_s.sum()) / length_s
     in_flight = by_samples if counted is None else counted
     return in_flight, _percent_off(product, in_flight)
 
@@ -139,25 +138,25 @@ def summarise(file: Path) -> Summary:
     name = file.name.removesuffix(".json")
     data = samples.read(file.with_name(name + SAMPLES_SUFFIX))
     start_s, end_s = raw["window_s"]
-    due = (data.scheduled_s >= start_s) & (data.scheduled_s < end_s)
+    due = data.due_between(start_s, end_s)
     answered_in_time = data.ok & (data.done_s >= start_s) & (data.done_s < end_s)
-    latency_ms = data.latency_s[due & data.ok] * 1000
-    lag_ms = (data.sent_s - data.scheduled_s)[due] * 1000
+    latency_ms = due.latency_s[due.ok] * 1000
+    lag_ms = (due.sent_s - due.scheduled_s) * 1000
     load = Load.model_validate(raw["load"])
     # perf_analyzer leaves out what its users are waiting for at the end.
     users = load.level if load.loop == "closed" and load.tool == "locust" else None
     in_flight, littles_law_percent = littles_law(data, start_s, end_s, users, raw.get("in_flight"))
     p50, p95, p99 = (_percentile(latency_ms, percent) for percent in (50, 95, 99))
-    outcomes = Counter(outcome for outcome, is_due in zip(data.outcomes, due, strict=True) if is_due)
+    outcomes, requests = Counter(due.outcomes), len(due.outcomes)
     snapshots = raw["triton"]
     return Summary(
         name=name,
         load=load,
         gate=raw["gate"],
         window_s=end_s - start_s,
-        requests=int(due.sum()),
+        requests=requests,
         failures={outcome: count for outcome, count in sorted(outcomes.items()) if outcome != OK},
-        offered_per_s=int(due.sum()) / (end_s - start_s),
+        offered_per_s=requests / (end_s - start_s),
         answered_per_s=int(answered_in_time.sum()) / (end_s - start_s),
         p50_ms=p50,
         p95_ms=p95,
@@ -173,10 +172,10 @@ def summarise(file: Path) -> Summary:
     )
 
 
-def window_s(folder: Path, name: str) -> tuple[float, float]:
-    """Returns start and end of the window that counts of the measurement `name` in `folder`, on the samples' clock."""
-    start_s, end_s = json.loads((folder / f"{name}.json").read_text())["window_s"]
-    return start_s, end_s
+def due_in_window(summary: Summary, folder: Path) -> tuple[Samples, float]:
+    """Returns the samples that count of a measurement in `folder`, and the start of their window on their clock, in s."""
+    start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
+    return samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}").due_between(start_s, end_s), start_s
 
 
 def _percentile(values: "np.typing.NDArray[np.float64]", percent: float) -> float:
