@@ -173,7 +173,7 @@ def summarise(file: Path) -> Summary:
 
 
 def due_in_window(summary: Summary, folder: Path) -> tuple[Samples, float]:
-    """Returns the samples that count of a measurement in `folder`, and the start of their window on their clock, in s."""
+    """Returns the samples of `summary` in `folder` that count, and the start of their window on their clock, in s."""
     start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
     return samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}").due_between(start_s, end_s), start_s
 
