@@ -54,6 +54,10 @@ STACK_BYTES = 64 << 20
 """Of each Triton thread. Its HTTP library copies a body of type application/x-www-form-urlencoded, which is what
 `curl -d` sends, to the stack twice: with the usual 8 MiB a text of 5 MB kills the server."""
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Each ends the server."""
+
+WATCH_INTERVAL_S = 0.2
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 MIN_SHM_BYTES = 32 << 20
 """Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
@@ -73,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until a signal comes or Triton dies; returns the exit code."""
     options = _parse(argv)
     # All end in KeyboardInterrupt: SIGINT too, which a script's background job starts with ignored; not nohup's SIGHUP.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     started_s = time.monotonic()
@@ -245,7 +249,12 @@ def _owner(port: int) -> str:
 
 @contextlib.contextmanager
 def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs Triton, its output in the log file; ends it on the way out, gently first."""
+    """Runs Triton, its output in the log file; ends it on the way out, gently first.
+
+    From here on signals wait for `_interruptible`. Anywhere else one could lose Triton before its guard is there, or
+    leave the lock in its Popen taken for ever, as one of some thousand did.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     spec = importlib.util.find_spec("pytriton")
     assert spec is not None and spec.origin is not None  # noqa: PT018  (`check` saw the package)
     package = Path(spec.origin).parent
@@ -300,6 +309,7 @@ def _guard(group: int, shm_prefix: str) -> "subprocess.Popen[bytes]":
 
 
 def _before_exec() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # else inherited
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
@@ -355,24 +365,35 @@ def first_answer(server: subprocess.Popen[bytes], url: str) -> str:
         if server.poll() is not None:
             raise ServeError(f"Triton ended while starting, {_ending(server)}")
         try:
-            with opener.open(request, timeout=START_TIMEOUT_S) as response:
+            with _interruptible(), opener.open(request, timeout=START_TIMEOUT_S) as response:
                 return str(response.read().decode())
         except urllib.error.HTTPError as error:
             raise ServeError(f"Triton started but cannot predict: {error.read().decode()}") from error
         except OSError:
-            time.sleep(0.05)
+            with _interruptible():
+                time.sleep(0.05)
     raise ServeError(f"Triton gave no answer within {START_TIMEOUT_S} s")
 
 
 def wait_for_death(server: subprocess.Popen[bytes]) -> str:
     """Returns how Triton ended; the death of a model's process counts, since Triton goes on without noticing."""
     models = [stat for stat in glob.glob("/proc/[0-9]*/stat") if _state(stat)[1] == str(server.pid)]
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(timeout=1)
-            return f"Triton ended, {_ending(server)}"
+    while server.poll() is None:
         if any(_state(stat)[0] in "ZX" for stat in models):
             return "the process of a model ended, so no request can be answered any more"
+        with _interruptible():
+            time.sleep(WATCH_INTERVAL_S)
+    return f"Triton ended, {_ending(server)}"
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets signals in, those that have waited first: each raises KeyboardInterrupt."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _state(stat: str) -> list[str]:
@@ -389,9 +410,7 @@ def _ending(server: subprocess.Popen[bytes]) -> str:
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """Ends Triton and the processes of its models, also while signals keep coming."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """Ends Triton and the processes of its models."""
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(timeout=STOP_TIMEOUT_S)

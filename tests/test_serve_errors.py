@@ -201,6 +201,43 @@ def test_a_signal_ends_it_cleanly_despite_an_idle_connection(own_server: Server,
     assert not list(Path("/dev/shm").glob(f"triton_{own_server.process.pid}_*"))
 
 
+SIGNALLED_WHILE_POLLING = """
+import signal, sys, serve
+
+class Lock:  # in subprocess.Popen: whoever takes it and does not come to release it keeps it for ever
+    def __init__(self, lock):
+        self.lock = lock
+
+    def acquire(self, *arguments):
+        taken = self.lock.acquire(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+        return taken
+
+    def release(self):
+        self.lock.release()
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *error):
+        self.lock.release()
+
+def wait_for_death(server, wait=serve.wait_for_death):
+    server._waitpid_lock = Lock(server._waitpid_lock)
+    return wait(server)
+
+serve.wait_for_death = wait_for_death
+sys.exit(serve.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_at_the_worst_moment_ends_it_too(repository: Path, tmp_path: Path) -> None:
+    python, _, *flags = command(repository, tmp_path / "triton.log", free_ports())
+    line = [python, "-c", SIGNALLED_WHILE_POLLING, *flags]
+    result = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_no_triton_outlives_a_killed_serve(own_server: Server) -> None:
     assert triton_processes(own_server)
     assert own_server.stop(signal.SIGKILL) == -signal.SIGKILL
