@@ -14,6 +14,8 @@ from clients.workers import Workers
 DEFAULT_MODEL = "sentiment"
 DEFAULT_TIMEOUT_S = 30.0
 """A full batch of long reviews takes a second or two on two cores; this leaves room for a queue before it."""
+MAX_TIMEOUT_S = 1e9
+"""30 years. Where much more comes gRPC ends each call at once, and an event loop waits for ever."""
 
 
 class Connection:
@@ -29,7 +31,7 @@ class Connection:
         place: what must be the same at each use, beside the process: the event loop of an asyncio client.
 
     Raises:
-        ValueError: a malformed URL, or a time that is not positive.
+        ValueError: a malformed URL, or a time that is not positive or beyond `MAX_TIMEOUT_S`.
     """
 
     def __init__(
@@ -43,8 +45,8 @@ class Connection:
         open_workers: Callable[[], Workers],
         place: Callable[[], object] = lambda: None,
     ) -> None:
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s is {timeout_s}, expected more than 0 seconds")
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s is {timeout_s}, expected more than 0 and at most {MAX_TIMEOUT_S:g} seconds")
         self.address = Address.parse(url)
         self.settings = (model, timeout_s, retry or RetryPolicy())
         self._open_transport = open_transport
@@ -60,11 +62,11 @@ class Connection:
         Raises:
             ClientStateError: closed, or opened in another process or event loop.
         """
-        if self._closed:
-            raise ClientStateError(f"this client of {self.address.url} is closed: open another one")
+        self._refuse_if_closed()
         if self._opened is None:
             with self._opening:
-                if self._opened is None:  # not by another thread either
+                self._refuse_if_closed()  # nor by another thread
+                if self._opened is None:
                     predictor = Predictor(self._open_transport(self.address), self._open_workers(), *self.settings)
                     self._opened = (predictor, os.getpid(), self._find_place())
         predictor, process, place = self._opened
@@ -81,8 +83,13 @@ class Connection:
 
     def end(self) -> Transport | None:
         """Marks the end and returns the transport if it is left to close here; the second time there is none."""
-        opened, self._closed = self._opened, True
+        with self._opening:
+            opened, self._closed = self._opened, True
         if opened is None or opened[1] != os.getpid() or opened[2] is not self._find_place():
             return None
         self._opened = None
         return opened[0].transport
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ClientStateError(f"this client of {self.address.url} is closed: open another one")

@@ -25,12 +25,15 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from clients.address import DEFAULT_URL
-from clients.aio import DEFAULT_MAX_IN_FLIGHT, AsyncSentimentClient
+from clients.aio import AsyncSentimentClient
 from clients.connection import DEFAULT_MODEL, DEFAULT_TIMEOUT_S
 from clients.errors import SentimentError
 from clients.lines import Answer, Line, answer_lines, read_lines
 
 _SHOWN_CHARACTERS = 72
+_MAX_IN_FLIGHT = 4
+"""Half of the client's own: each holds as many lines as the server takes, and two cores without VNNI answer four such
+requests of long reviews in some 10 s, so that a second program beside this one does not run into the time limit."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -53,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="seconds for each request, its retries included"
     )
     parser.add_argument(
-        "--max-in-flight", type=int, default=DEFAULT_MAX_IN_FLIGHT, help="requests on their way at once"
+        "--max-in-flight",
+        type=int,
+        default=_MAX_IN_FLIGHT,
+        help="requests on their way at once, of up to 64 lines each",
     )
     parser.add_argument(
         "--progress",
@@ -75,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total: int | None = len(args.reviews)
         if path is not None:
             try:
-                stream = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+                stream = _standard_input() if path == "-" else stack.enter_context(open(path, "rb"))
             except OSError as error:
                 parser.error(f"cannot read {path}: {error.strerror}")
             lines, total = read_lines(stream), None
@@ -90,6 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             parser.error(str(error))
         return _run(client, lines, _Printer(args.json, "review" if path is None else "line", bar), args.max_in_flight)
+
+
+def _standard_input() -> BinaryIO:
+    """Returns standard input without the interpreter's own buffer.
+
+    At its end the interpreter takes the lock of that one, and aborts if the thread that reads lines holds it.
+    """
+    return open(0, "rb", closefd=False)  # not closed either: that would wait for the read
 
 
 def _run(client: AsyncSentimentClient, lines: Iterable[Line], printer: "_Printer", max_in_flight: int) -> int:

@@ -4,9 +4,11 @@ tritonclient's clients (gRPC and HTTP, blocking and asyncio) share method names,
 needs to add only how a call is bounded in time and how failures below HTTP or gRPC show.
 """
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -14,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from clients.address import Address
 from clients.errors import (
+    ClientStateError,
     DeadlineError,
     ModelNotFoundError,
     RequestRefusedError,
@@ -24,6 +27,13 @@ from clients.errors import (
 from clients.prediction import Prediction
 from clients.signature import Signature
 
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+"""What reading an answer that is none of Triton's raises."""
+
+_UNLOADED = "has no available versions"
+"""In what Triton says of a model that it has but does not serve: while it stops, and where loading it failed. A model
+that it does not have "is not found"."""
+
 
 class Transport(ABC):
     """A connection to the server at `address`, opened by the first request."""
@@ -32,6 +42,7 @@ class Transport(ABC):
         """`tensors` is the tritonclient module with the protocol's InferInput and InferRequestedOutput."""
         self.address = address
         self._tensors = tensors
+        self._closed = False
 
     async def describe(self, model: str, timeout_s: float) -> Signature:
         """Returns the signature of `model`.
@@ -40,16 +51,10 @@ class Transport(ABC):
             SentimentError: see `clients.errors`; `ModelNotFoundError` when the server has no such model.
         """
         deadline = time.monotonic() + timeout_s
-        try:
+        with self._translated():
             metadata = await self._get("get_model_metadata", model, timeout_s)
             config = await self._get("get_model_config", model, deadline - time.monotonic())
-        except ValueError as error:
-            if isinstance(error, SentimentError):
-                raise
-            raise ServerError(
-                f"{self.address.url} answers, but not in the KServe v2 protocol ({error}): is it Triton's port?"
-            ) from error
-        return Signature.read(metadata, config)
+            return Signature.read(metadata, config)
 
     async def infer(self, signature: Signature, reviews: Sequence[bytes], timeout_s: float) -> list[Prediction]:
         """Returns the predictions for at most `signature.max_batch_size` reviews, in one request.
@@ -63,12 +68,18 @@ class Transport(ABC):
         text.set_data_from_numpy(tensor)
         names = (signature.label, signature.score, signature.probabilities)
         outputs = [self._tensors.InferRequestedOutput(name) for name in names]
-        result = await self._call("infer", timeout_s, signature.model, [text], outputs=outputs)
-        return signature.predictions({name: result.as_numpy(name) for name in names}, len(reviews))
+        with self._translated():
+            result = await self._call("infer", timeout_s, signature.model, [text], outputs=outputs)
+            return signature.predictions({name: result.as_numpy(name) for name in names}, len(reviews))
+
+    async def close(self) -> None:
+        """Closes the connection; requests on their way end with `ClientStateError`."""
+        self._closed = True
+        await self._close()
 
     @abstractmethod
-    async def close(self) -> None:
-        """Closes the connection."""
+    async def _close(self) -> None:
+        """Closes the connection of tritonclient."""
 
     @abstractmethod
     async def _get(self, method: str, model: str, timeout_s: float) -> dict[str, Any]:
@@ -78,10 +89,28 @@ class Transport(ABC):
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
         """Returns the answer of tritonclient's `method`, its failures translated by the three below."""
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Makes errors of this package of what a closed connection, or a server that is not Triton, makes of a call."""
+        try:
+            yield
+        except BaseException as error:
+            is_failure = isinstance(error, (Exception, asyncio.CancelledError))
+            if self._closed and is_failure and not _is_cancelled():
+                raise ClientStateError(f"this client of {self.address.url} was closed meanwhile") from error
+            if isinstance(error, SentimentError) or not isinstance(error, _UNREADABLE):
+                raise
+            raise ServerError(
+                f"{self.address.url} answers, but not in the KServe v2 protocol ({type(error).__name__}: {error}): is "
+                "it Triton's port?"
+            ) from error
+
     def _fail(self, error: InferenceServerException) -> NoReturn:
         """Raises what a failure that the server (or gRPC in its place) reported means to a caller."""
         url, reason, status = self.address.url, str(error.message()), str(error.status())
-        if status in ("StatusCode.UNAVAILABLE", "503"):
+        if status in ("StatusCode.UNAVAILABLE", "503", "StatusCode.CANCELLED"):
+            self._unavailable(error, reason)
+        if _UNLOADED in reason:
             self._unavailable(error, reason)
         if status == "StatusCode.DEADLINE_EXCEEDED":
             self._late(error)
@@ -102,7 +131,7 @@ class Transport(ABC):
             ) from error
         raise ServerUnavailableError(
             f"{url} is unavailable: {reason}; it may be starting, stopping or overloaded: try later, or send less at "
-            "once"
+            "once. If it never answers, the port may be the other protocol's: by default grpc:// has 8001, http:// 8000"
         ) from error
 
     def _late(self, error: BaseException) -> NoReturn:
@@ -111,3 +140,12 @@ class Transport(ABC):
             f"no answer from {self.address.url} in time: raise timeout_s, send less at once, or see whether the server "
             "is stuck"
         ) from error
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the running task; Python 3.10 cannot tell, and there the closing counts as the cause."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop: a blocking client
+        return False
+    return task is not None and hasattr(task, "cancelling") and task.cancelling() > 0

@@ -34,7 +34,7 @@ class GrpcTransport(Transport):
         super().__init__(address, tritonclient.grpc)
         self._client = module.InferenceServerClient(address.target, channel_args=_CHANNEL_ARGS)
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         closing = self._client.close()
         if inspect.isawaitable(closing):
             await closing

@@ -30,7 +30,7 @@ class AsyncHttpTransport(Transport):
         super().__init__(address, tritonclient.http)
         self._client = client
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         await self._client.close()
 
     async def _get(self, method: str, model: str, timeout_s: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class BlockingHttpTransport(AsyncHttpTransport):
         self._thread = thread
         self._end = weakref.finalize(self, thread.end, self._client)
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         self._end()
 
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
@@ -73,12 +73,30 @@ class _LoopThread:
         # then waits for answers in vain. A poll is in the memory of each.
         selector = selectors.PollSelector() if hasattr(os, "fork") else selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(selector)
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._ending: asyncio.Task[None] | None = None
+        self._has_ended = False
+        self._sending = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Returns the result of `coroutine`, run by the loop."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Returns the result of `coroutine`, run by the loop.
+
+        Raises:
+            RuntimeError: the loop has ended.
+            concurrent.futures.CancelledError: it ended before the coroutine did.
+        """
+        with self._sending:  # what is sent to a loop that has stopped would be waited for for ever
+            if self._has_ended:
+                coroutine.close()
+                raise RuntimeError("the event loop has ended")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         except BaseException:  # Ctrl-C as well: the request must not go on
@@ -89,10 +107,24 @@ class _LoopThread:
         """Closes `client`, then the loop and its thread; in a fork, where that thread does not run, nothing."""
         if os.getpid() != self._process:
             return
-        self.wait(client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with self._sending:
+            self._has_ended = True
+            self._loop.call_soon_threadsafe(self._begin_end, client)
+        if threading.current_thread() is not self._thread:  # the garbage collector runs in whichever thread it is
+            self._thread.join()
+
+    def _begin_end(self, client: Any) -> None:
+        self._ending = self._loop.create_task(self._end(client))  # kept: a loop does not keep its tasks
+
+    async def _end(self, client: Any) -> None:
+        try:
+            await client.close()
+        finally:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            self._loop.stop()
 
 
 async def _open(address: Address) -> Any:

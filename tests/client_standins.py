@@ -33,6 +33,10 @@ class Unavailable(Exception):
     """To be answered with UNAVAILABLE or 503."""
 
 
+class Unloaded(Exception):
+    """To be answered with NOT_FOUND or 404, as Triton does for its own models while it stops."""
+
+
 class Refused(Exception):
     """To be answered with INVALID_ARGUMENT or 400."""
 
@@ -44,7 +48,8 @@ class Script:
     Attributes:
         max_batch_size: as the model's configuration says.
         refuses: a request with such a review is refused as a whole.
-        num_unavailable: this many inferences are answered `Unavailable` before the first success.
+        num_unavailable: this many inferences are answered `failure` before the first success.
+        failure: `Unavailable` or `Unloaded`.
         before: called in each inference, to hold it up.
         batches: the reviews of each inference, in order of arrival.
         num_descriptions: how often metadata was asked.
@@ -54,6 +59,7 @@ class Script:
     max_batch_size: int = 4
     refuses: Callable[[bytes], bool] = lambda review: False
     num_unavailable: int = 0
+    failure: Exception = field(default_factory=lambda: Unavailable("Exceeds maximum queue size"))
     before: Callable[[], object] = lambda: None
     batches: list[list[bytes]] = field(default_factory=list)
     num_descriptions: int = 0
@@ -73,7 +79,7 @@ class Script:
             with self._lock:
                 self._at_once -= 1
         if unavailable:
-            raise Unavailable("Exceeds maximum queue size")
+            raise self.failure
         if len(reviews) > self.max_batch_size or any(map(self.refuses, reviews)):
             raise Refused("utterance[0]: something in here is wrong")
         return [_row(review) for review in reviews]
@@ -108,6 +114,8 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             rows = self.script.infer(list(deserialize_bytes_tensor(request.raw_input_contents[0])))
         except Unavailable as error:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except Unloaded as error:
+            context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except Refused as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = service_pb2.ModelInferResponse(model_name=MODEL)
@@ -147,6 +155,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
             rows = self.script.infer(list(deserialize_bytes_tensor(raw)))
         except Unavailable as error:
             return self._answer(503, {"error": str(error)})
+        except Unloaded as error:
+            return self._answer(404, {"error": str(error)})
         except Refused as error:
             return self._answer(400, {"error": str(error)})
         outputs = []

@@ -1,6 +1,7 @@
 """What the clients make of servers that are absent, silent, busy, gone, or something else altogether."""
 
 import asyncio
+import json
 import multiprocessing
 import os
 import socket
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_standins import MODEL, Script, free_port, socket_server, stand_in, wait_until
+from client_standins import MODEL, Script, Unloaded, free_port, socket_server, stand_in, wait_until
 
+import clients.client
 from clients import (
     AsyncSentimentClient,
     ClientStateError,
@@ -129,6 +131,14 @@ def test_a_busy_server_is_asked_again_until_it_has_room(predict: Any, scheme: st
     assert len(script.batches) == 3
 
 
+def test_a_server_that_stops_is_asked_again_though_its_model_is_gone(predict: Any, scheme: str) -> None:
+    gone = Unloaded(f"Request for unknown model: '{MODEL}' has no available versions")
+    script = Script(num_unavailable=2, failure=gone)
+    with stand_in(scheme, script) as url:
+        assert predict(url, retry=QUICK) == "positive"
+    assert len(script.batches) == 3
+
+
 def test_a_server_that_stays_busy_is_given_up(predict: Any, scheme: str) -> None:
     script = Script(num_unavailable=99)
     given_up = pytest.raises(ServerUnavailableError, match=r"Exceeds maximum queue size.*attempts: 3")
@@ -180,6 +190,44 @@ def test_a_web_server_is_told_from_triton(predict: Any) -> None:
         predict(f"http://127.0.0.1:{port}")
 
 
+METADATA = json.dumps(
+    {
+        "name": MODEL,
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1, 1]},
+            {"name": "score", "datatype": "FP32", "shape": [-1, 1]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param(["{}", "{}"], id="metadata without tensors"),
+        pytest.param(["[]", "{}"], id="metadata that is a list"),
+        pytest.param(["null", "{}"], id="metadata that is null"),
+        pytest.param([METADATA, "[]"], id="configuration that is a list"),
+        pytest.param([METADATA, '{"max_batch_size": "x"}'], id="configuration without a number"),
+        pytest.param([METADATA, '{"max_batch_size": 8}', "<html></html>"], id="answer in HTML"),
+        pytest.param([METADATA, '{"max_batch_size": 8}', ""], id="empty answer"),
+    ],
+)
+def test_answers_that_are_not_tritons_are_told_so(predict: Any, answers: list[str]) -> None:
+    """As from a gateway, or from another service behind it."""
+    left = iter(answers)
+
+    def answer(connection: socket.socket) -> None:
+        for body in left:
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    with socket_server(answer) as (port, _), pytest.raises(SentimentError, match="not in the KServe v2 protocol"):
+        predict(f"http://127.0.0.1:{port}", retry=ONCE)
+
+
 def test_the_other_protocols_port_is_an_error_not_a_hang(predict: Any, scheme: str) -> None:
     other = {"grpc": "http", "http": "grpc"}[scheme]
     with stand_in(other, Script()) as url, pytest.raises(SentimentError):
@@ -191,9 +239,9 @@ def test_an_unknown_model_is_named(predict: Any, scheme: str) -> None:
         predict(url, model="blues")
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
-def test_a_timeout_that_is_not_positive_is_refused(timeout_s: float) -> None:
-    with pytest.raises(ValueError, match=r"timeout_s is .*expected more than 0"):
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e12])
+def test_a_timeout_that_cannot_be_waited_for_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match=r"timeout_s is .*expected more than 0 and at most 1e\+09 seconds"):
         SentimentClient(timeout_s=timeout_s)
 
 
@@ -219,6 +267,102 @@ def test_closing_twice_is_fine_and_use_after_it_is_an_error(scheme: str) -> None
                 await client.predict(["good"])
 
         asyncio.run(run())
+
+
+def test_closing_ends_the_calls_of_other_threads(scheme: str) -> None:
+    released = threading.Event()
+    script = Script(before=lambda: released.wait(60))
+    raised: list[BaseException] = []
+
+    def ask(client: SentimentClient) -> None:
+        try:
+            client.predict(["good"])
+        except BaseException as error:
+            raised.append(error)
+
+    with stand_in(scheme, script) as url:
+        client = SentimentClient(url, model=MODEL)
+        threads = [threading.Thread(target=ask, args=(client,), daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: script.most_at_once == len(threads))
+        client.close()
+        for thread in threads:
+            thread.join(30)
+        released.set()
+    assert [type(error) for error in raised] == [ClientStateError] * len(threads)
+
+
+def test_closing_ends_the_calls_of_other_tasks(scheme: str) -> None:
+    released = threading.Event()
+    script = Script(before=lambda: released.wait(60))
+
+    async def run(url: str) -> list[Any]:
+        client = AsyncSentimentClient(url, model=MODEL)
+        calls = [asyncio.create_task(client.predict(["good"])) for _ in range(3)]
+        while script.most_at_once < len(calls):
+            await asyncio.sleep(0.01)
+        await client.close()
+        return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+
+    with stand_in(scheme, script) as url:
+        outcomes = asyncio.run(run(url))
+        released.set()
+    assert [type(outcome) for outcome in outcomes] == [ClientStateError] * 3
+
+
+def test_a_client_closed_while_it_opens_stays_closed(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening, closing = threading.Event(), threading.Event()
+    open_transport = clients.client._open_transport
+
+    def slowly(address: Any) -> Any:
+        opening.set()
+        closing.wait(30)
+        return open_transport(address)
+
+    monkeypatch.setattr(clients.client, "_open_transport", slowly)
+    raised: list[BaseException] = []
+    with stand_in(scheme, Script()) as url:
+        client = SentimentClient(url, model=MODEL)
+
+        def ask() -> None:
+            try:
+                client.predict(["good"])
+            except BaseException as error:
+                raised.append(error)
+
+        threads = [threading.Thread(target=ask), threading.Thread(target=client.close)]
+        threads[0].start()
+        assert opening.wait(30)
+        threads[1].start()
+        closing.set()
+        for thread in threads:
+            thread.join(30)
+        with pytest.raises(ClientStateError, match="is closed"):
+            client.predict(["good"])
+    assert not raised or type(raised[0]) is ClientStateError
+    assert not [thread for thread in threading.enumerate() if thread.name == f"client of {url}"]
+
+
+def test_the_garbage_collector_may_end_a_client_in_the_client_s_own_thread() -> None:
+    code = f"""
+import gc, threading
+from clients import SentimentClient
+client = SentimentClient("URL", model="{MODEL}")
+client.predict(["good"])
+loop = client._connection.predictor().transport._thread._loop
+client.itself = client
+del client
+loop.call_soon_threadsafe(gc.collect)
+for thread in threading.enumerate():
+    if thread.name.startswith("client of"):
+        thread.join(30)
+        assert not thread.is_alive()
+"""
+    with stand_in("http", Script()) as url:
+        command = [sys.executable, "-c", code.replace("URL", url)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_asyncio_client_stays_in_its_event_loop(scheme: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,28 @@ def test_a_line_in_a_pipe_is_answered_before_the_next_comes(server: list[str]) -
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (None, 2)], ids=["Ctrl-C", "server gone"])
+def test_an_end_while_a_pipe_is_silent_is_no_crash(script: Script, number: int | None, status: int) -> None:
+    with stand_in("http", script) as url:
+        command = [sys.executable, "-m", "clients.predict", "--url", url, "--model", MODEL, "-"]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"good 1\n")
+        process.stdin.flush()
+        assert process.stdout.readline().endswith(b"good 1\n")  # and now the reader waits for the next line
+        if number:
+            process.send_signal(number)
+    if not number:
+        process.stdin.write(b"good 2\n")
+        process.stdin.flush()
+    with process:
+        assert process.wait(timeout=60) == status
+        assert process.stderr is not None
+        assert b"Fatal Python error" not in process.stderr.read()
+
+
 def test_only_a_few_batches_are_read_ahead(server: list[str], script: Script) -> None:
     num_read, num_answered, most_ahead = 0, 0, 0
 
@@ -192,7 +215,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(server: list[str], tmp_path:
         pytest.param(["good", "--file", "x"], "expected either reviews or --file", id="both"),
         pytest.param(["--file", "no/such/file"], "cannot read no/such/file: No such file", id="no-file"),
         pytest.param(["good", "--url", "127.0.0.1:8001"], "write for example grpc://", id="url"),
-        pytest.param(["good", "--timeout-s", "0"], "expected more than 0 seconds", id="timeout"),
+        pytest.param(["good", "--timeout-s", "0"], "expected more than 0 and at most", id="timeout"),
         pytest.param(["good", "--max-in-flight", "0"], "expected at least 1", id="in-flight"),
     ],
 )
