@@ -25,7 +25,7 @@ NOTHING = "nothing to classify"
         pytest.param(" \n\t\u2003", NOTHING, id="blank"),
         pytest.param("\x00\x01\x7f", NOTHING, id="control characters"),
         pytest.param("<br /><br />", NOTHING, id="tags"),
-        pytest.param("x" * 10_000_000, "10,000,000 bytes; at most 1,048,576", id="10 MB"),
+        pytest.param("x" * 10_000_000, "10,000,000 bytes; at most 262,144", id="10 MB"),
     ],
 )
 def test_a_text_without_a_review_is_refused_with_its_row(server: Server, text: str, reason: str) -> None:
