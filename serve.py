@@ -39,6 +39,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from export.engine_manifest import engine_manifest_path
 from export.repository import REPOSITORY, RepositoryError, recover, verify
@@ -58,11 +59,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Each ends the server."""
 
 WATCH_INTERVAL_S = 0.2
+_SHELL_SPECIAL = re.compile(r"[^A-Za-z0-9._/-]")
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 MIN_SHM_BYTES = 32 << 20
 """Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
-full batch of the longest IMDb reviews 1 MiB more, a 10 MB text 10 MiB until it is refused. A request for which the
-memory is too small gets an error and the server goes on: 64 reviews of the largest accepted size need 80 MiB."""
+full batch of the longest IMDb reviews 1 MiB more, a 10 MB text 10 MiB until it is refused, 64 reviews of the largest
+accepted size 20. A request for which the memory is too small gets an error and the server goes on."""
 
 
 class ServeError(Exception):
@@ -172,6 +174,11 @@ def check(options: argparse.Namespace) -> None:
             f"/dev/shm has {shm_bytes >> 20} MiB free, expected {MIN_SHM_BYTES >> 20}: reviews reach the model through "
             "it. Run `mount -o remount,size=256m /dev/shm`, or the container with --shm-size=256m"
         )
+    if _SHELL_SPECIAL.search(tempfile.gettempdir()):
+        raise ServeError(
+            f"the folder for temporary files is {tempfile.gettempdir()!r}, expected one with letters, digits and ._-/ "
+            "alone, since Triton hands it to a shell unquoted: run `TMPDIR=/tmp make serve`"
+        )
     if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
         raise ServeError(
             "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "
@@ -267,13 +274,14 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
         "ORT_DISABLE_TELEMETRY": "1",  # else ONNX Runtime 1.32 writes a device id and a database to ~/.cache
     }
     shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
-    options.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="triton-") as folder, options.log_file.open("wb") as log:
+    with tempfile.TemporaryDirectory(prefix="triton-") as folder, _opened(options.log_file) as log:
         _assemble_python_backend(package / "tritonserver", Path(folder) / "python")
+        repository = _plain_path(options.model_repository, Path(folder))
         server = subprocess.Popen(
             [
                 f"{package}/tritonserver/bin/tritonserver",
                 f"--backend-directory={folder}",
+                f"--model-repository={repository}",
                 *_arguments(options, shm_prefix, package),
             ],
             env=environment,
@@ -283,7 +291,7 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
             preexec_fn=_before_exec,
         )
-        guard = _guard(server.pid, shm_prefix)
+        guard = _guard(server.pid, shm_prefix, folder)
         try:
             yield server
         except ServeError as error:
@@ -296,15 +304,15 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
                 os.unlink(region)
 
 
-def _guard(group: int, shm_prefix: str) -> "subprocess.Popen[bytes]":
-    """Returns a shell that ends Triton's process group and its shared memory should this process be killed.
+def _guard(group: int, shm_prefix: str, folder: str) -> "subprocess.Popen[bytes]":
+    """Returns a shell that ends Triton's process group, shared memory and folder should this process be killed.
 
     The pipe that then closes tells it. Triton alone would not do: a model's process that is answering while Triton dies
     waits for it for ever.
     """
-    script = 'read _; kill -s KILL -- "-$0"; rm -f "/dev/shm/$1"*'
+    script = 'read _; kill -s KILL -- "-$0"; rm -f "/dev/shm/$1"*; rm -rf "$2"'
     return subprocess.Popen(
-        ["/bin/sh", "-c", script, str(group), shm_prefix], stdin=subprocess.PIPE, start_new_session=True
+        ["/bin/sh", "-c", script, str(group), shm_prefix, folder], stdin=subprocess.PIPE, start_new_session=True
     )
 
 
@@ -313,6 +321,26 @@ def _before_exec() -> None:
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
+
+
+def _opened(log_file: Path) -> BinaryIO:
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        return log_file.open("wb")
+    except OSError as error:
+        raise ServeError(f"--log-file {log_file} cannot be written: {error.strerror}; name another") from error
+
+
+def _plain_path(repository: Path, folder: Path) -> Path:
+    """Returns `repository`, or a link to it in `folder` if its path has what a shell reads otherwise.
+
+    Triton starts the process of a Python model through a shell, to which it hands the paths unquoted.
+    """
+    if not _SHELL_SPECIAL.search(str(repository)):
+        return repository
+    link = folder / "models"
+    link.symlink_to(repository.absolute(), target_is_directory=True)
+    return link
 
 
 def _assemble_python_backend(package: Path, folder: Path) -> None:
@@ -331,7 +359,6 @@ def _arguments(options: argparse.Namespace, shm_prefix: str, package: Path) -> l
     arguments += [f"--{name}-port={getattr(options, f'{name}_port')}" for name in PORTS]
     return [
         *arguments,
-        f"--model-repository={options.model_repository}",
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         f"--http-restricted-api={CLOSED_APIS}:{KEY_HEADER}={key}",

@@ -27,7 +27,7 @@ def install_engine(
     label_graph.write_bytes(labels)
     files = {ENGINE_FILE: engine, LABELS_FILE: label_graph, TOKENIZER_FILE: repository / TOKENIZER_FILE}
     manifest = {**facts, "files": {name: describe(file) for name, file in files.items()}}
-    staged = manifest_path.with_name("engine.json.new")
+    staged = manifest_path.with_name("engine.json.installing")
     staged.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     os.replace(staged, manifest_path)
     return manifest

@@ -1,9 +1,10 @@
 """The installed model files: what the manifest says of them, and how they are replaced without a torn moment.
 
 `classifier/manifest.json` lists each installed file with its sha256 and size, and where the model came from.
-`install` stages every file as `<name>.new` beside its destination, then writes `manifest.json.new`: that one rename is
-the commit. Only then are the files moved over the old ones, the manifest last. `recover` completes a committed
-installation and discards an uncommitted one, so after a kill at any point the old or the new set is there, whole.
+`install` stages every file as `<name>.installing` beside its destination, then writes `manifest.json.installing`: that
+one rename is the commit. Only then are the files moved over the old ones, the manifest last. `recover` completes a
+committed installation and discards an uncommitted one, so after a kill at any point the old or the new set is there,
+whole.
 
 Standard library only: the server's launcher imports this file and must not need the export's packages.
 """
@@ -27,8 +28,9 @@ TOKENIZER_FILE = "tokenizer/1/tokenizer.json"
 """The served tokenizer with its truncation, relative to the repository."""
 
 _REMEDY = "run `git checkout -- model_repository` for the shipped model, or `make export` to install your own"
-_STAGED = ".new"
+_STAGED = ".installing"
 _CHUNK_BYTES = 1 << 20
+_FACTS = {"sha256", "bytes"}
 
 
 class RepositoryError(ValueError):
@@ -119,7 +121,8 @@ def _finish_interrupted(repository: Path) -> None:
     if marker.exists():
         _roll_forward(_read_manifest(marker)["files"], repository)
     for stray in repository.rglob("*" + _STAGED):
-        stray.unlink()
+        if stray.is_file():
+            stray.unlink()
 
 
 def _roll_forward(names: Mapping[str, Any], repository: Path) -> None:
@@ -161,8 +164,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise RepositoryError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
     except ValueError as error:
         raise RepositoryError(f"{path} is not JSON ({error}); {_REMEDY}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise RepositoryError(f"{path} has no `files` table; {_REMEDY}")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(each, dict) and each.keys() >= _FACTS for each in files.values()
+    ):
+        raise RepositoryError(f"{path} has no table `files` with bytes and sha256 of each; {_REMEDY}")
     return manifest
 
 

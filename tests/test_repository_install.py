@@ -37,7 +37,7 @@ def installed_text(repository: Path) -> str:
     texts = {(repository / name).read_text() for name in manifest["files"]}
     expected = str(manifest["precision"])
     assert texts == {f"{name} {expected}" for name in manifest["files"]}
-    assert not list(repository.rglob("*.new"))
+    assert not list(repository.rglob("*.installing"))
     return expected
 
 
@@ -155,13 +155,13 @@ def test_a_killed_process_leaves_a_whole_set(repository: Path, tmp_path: Path, c
 
 
 def test_a_half_written_manifest_is_not_a_commit(repository: Path) -> None:
-    repo.manifest_path(repository).with_name("unfinished-manifest.json.new").write_text('{"files": {')
-    (repository / (repo.MODEL_FILE + ".new")).write_text("half a mod")
+    repo.manifest_path(repository).with_name("unfinished-manifest.json.installing").write_text('{"files": {')
+    (repository / (repo.MODEL_FILE + ".installing")).write_text("half a mod")
     assert installed_text(repository) == "old"
 
 
 def test_installing_after_an_interruption_starts_clean(repository: Path, tmp_path: Path) -> None:
-    (repository / "classifier" / "1" / "left-over.onnx.new").write_text("stray")
+    (repository / "classifier" / "1" / "left-over.onnx.installing").write_text("stray")
     repo.install(sources(tmp_path / "new", "new"), {"precision": "new"}, repository)
     assert installed_text(repository) == "new"
 
@@ -217,10 +217,11 @@ def test_verify_names_a_missing_file(repository: Path, name: str) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "has no `files` table"),
+        ("[]", "has no table `files` with bytes and sha256 of each"),
+        ('{"files": {"a": "b"}}', "has no table `files` with bytes and sha256 of each"),
         ('{"files": {}}', f"does not list {repo.MODEL_FILE}"),
     ],
-    ids=["broken", "list", "empty"],
+    ids=["broken", "list", "names alone", "empty"],
 )
 def test_verify_says_what_is_wrong_with_the_manifest(repository: Path, text: str, message: str) -> None:
     repo.manifest_path(repository).write_text(text)
