@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help serve test check train evaluate export engine bench report capacity bench-compare clean
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-13s %s\n", $$1, $$2}'
 
 $(SERVE_VENV)/.ready: requirements-serve.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make serve PYTHON=python3.11" % v)'
@@ -67,7 +67,7 @@ engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in 
 	  --onnx $(or $(ONNX),$(CHECKPOINT)/onnx/fp16/model.onnx) --checkpoint $(CHECKPOINT) $(if $(DATA),--data $(DATA)) \
 	  --config model_repository/classifier/configs/tensorrt.pbtxt
 
-bench: $(BENCH_VENV)/.ready ## Load-test against the promise (PROFILE=smoke|slo|sweep|soak BENCH_ARGS=...)
+bench: $(BENCH_VENV)/.ready ## Load-test against the promise (PROFILE=smoke|slo|sweep|soak, the last three also as slo-without-vnni, ...; BENCH_ARGS=...)
 	@$(BENCH_VENV)/bin/python -m benchmarks.bench --profile $(or $(PROFILE),smoke) $(BENCH_ARGS)
 
 report: $(BENCH_VENV)/.ready ## Turn a load test's raw files into report.html and plots (RESULTS=folder, default the newest)

@@ -249,8 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status, reason = 130, "stopped; what was measured so far is in the results folder"
     except (profiles.ProfileError, ServiceError, LoadError, texts.TextError, OSError) as error:
-        status, reason = 2, f"error: {error}"
-    print(f"benchmarks.bench: {reason}", file=sys.stderr)
+        status, reason = 2, str(error)
+    print(f"benchmarks.bench: {'error: ' if status == 2 else ''}{reason}", file=sys.stderr)
     print(json.dumps({"passed": None, "error": reason}), flush=True)
     return status
 

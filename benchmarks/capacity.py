@@ -119,7 +119,10 @@ def _worst(result: Plan) -> dict[str, float]:
 def _newest_sweep() -> Path:
     runs = sorted(RESULTS.glob(f"sweep-*/{verdict.RUN_FILE}"), key=lambda file: file.stat().st_mtime)
     if not runs:
-        raise CapacityError(f"{RESULTS} holds no sweep: `make bench PROFILE=sweep` makes one")
+        raise CapacityError(
+            f"{RESULTS} holds no sweep: `make bench PROFILE=sweep` makes one, or name a "
+            "kept one: `make capacity RESULTS=benchmarks/results/without-vnni/sweep`"
+        )
     return runs[-1].parent
 
 

@@ -171,7 +171,9 @@ def load(path: Path = PROFILES_FILE) -> Profiles:
     """
     try:
         return Profiles.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}, expected a profile file as {PROFILES_FILE}") from error
+    except yaml.YAMLError as error:
         raise ProfileError(f"{path}: {error}") from error
     except ValidationError as error:
         problems = "\n  ".join(_describe(problem) for problem in error.errors())

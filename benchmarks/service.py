@@ -17,6 +17,7 @@ import psutil
 
 from benchmarks import doors, triton_metrics
 from benchmarks.doors import Urls
+from benchmarks.profiles import Protocol
 from clients import SentimentError
 from export.repository import MODEL_FILE, manifest_path
 
@@ -98,19 +99,31 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
 def _refuse_cache(urls: Urls) -> None:
     """Raises ServiceError where answers may come out of a response cache: they would be measured, not the model."""
     try:
-        door = doors.open_door("infer", urls, _ASK_TIMEOUT_S)
-        try:
-            door.ask(["A review, so that a cache has something to count."])
-        finally:
-            door.close()
+        _ask("infer", urls)
     except (OSError, SentimentError) as error:
         raise ServiceError(f"{urls.http} is ready, but answers no review: {error}") from error
     try:
+        _ask("grpc", urls)
+    except (OSError, SentimentError) as error:
+        raise ServiceError(
+            f"{urls.http} answers, but {urls.grpc} does not; --grpc-url says where its gRPC is: {error}"
+        ) from error
+    try:
         metrics = triton_metrics.get(urls.metrics)
     except (OSError, ValueError) as error:
-        raise ServiceError(f"no metrics at {urls.metrics}, which the report needs: {error}") from error
+        raise ServiceError(
+            f"no metrics at {urls.metrics}, which the report needs: {error}; --metrics-url says where they are"
+        ) from error
     if triton_metrics.has_response_cache(metrics):
         raise ServiceError(f"{urls.http} has a response cache, which would be what is measured: start it without one")
+
+
+def _ask(protocol: Protocol, urls: Urls) -> None:
+    door = doors.open_door(protocol, urls, _ASK_TIMEOUT_S)
+    try:
+        door.ask(["A review, so that a cache has something to count."])
+    finally:
+        door.close()
 
 
 @contextlib.contextmanager

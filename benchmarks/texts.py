@@ -124,7 +124,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class ManPage(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of a module's docstring and shows defaults."""
+    """Keeps the line breaks of a module's docstring and shows defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

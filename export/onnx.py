@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import DistilBertConfig
 from transformers.utils import logging as transformers_logging
 
 from export import graph, parity
+from export.checkpoint_folder import CheckpointError, read_labels
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
 from model_repository.tokenizer.review_text import ReviewEncoder
 from training.provenance import git_revision, sha256_file, utc_now, versions
@@ -38,31 +38,6 @@ _PACKAGES = (
     "nncf",
     "tokenizers",
 )
-
-
-class CheckpointError(ValueError):
-    """The checkpoint cannot be exported; the message says what is missing and where it comes from."""
-
-
-def read_labels(checkpoint: Path) -> list[str]:
-    """Returns the label names of `checkpoint` in the order of their ids.
-
-    Raises:
-        CheckpointError: a file is missing, or the model is no DistilBERT.
-    """
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (checkpoint / name).is_file():
-            raise CheckpointError(
-                f"{checkpoint} has no {name}, expected a checkpoint as training.train writes it: make train"
-            )
-    model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type != "distilbert":
-        raise CheckpointError(
-            f"{checkpoint} is a {model_type!r}, expected 'distilbert'; training.train folds BERT into one"
-        )
-    config = DistilBertConfig.from_pretrained(checkpoint)
-    id2label: dict[int, str] = config.id2label or {}
-    return [id2label[index] for index in range(config.num_labels)]
 
 
 def _source(checkpoint: Path) -> dict[str, Any]:

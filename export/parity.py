@@ -25,6 +25,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from export.checkpoint_folder import CheckpointError, read_labels
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
@@ -222,6 +223,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = _parser().parse_args(argv)
+    try:
+        read_labels(args.checkpoint)
+        if not args.onnx.is_file():
+            raise CheckpointError(
+                f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
+            )
+    except CheckpointError as error:
+        print(f"export.parity: {error}", file=sys.stderr)
+        return 2
     reviews = read_reviews(args.data, args.num_reviews, args.seed)
     checks = compare(args.checkpoint, args.onnx, args.precision, reviews)
     print(table(checks, args.precision, len(reviews)))

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from tqdm import tqdm
-from transformers import DistilBertConfig
 
 from export import graph, ragged_graph
+from export.checkpoint_folder import CheckpointError, read_labels
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths, pad
 
@@ -106,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = _parser().parse_args(argv)
-    labels = list((DistilBertConfig.from_pretrained(args.checkpoint).id2label or {}).values())
+    try:
+        labels = read_labels(args.checkpoint)
+    except CheckpointError as error:
+        print(f"export.ragged: {error}", file=sys.stderr)
+        return 2
     rows = ReviewEncoder(args.checkpoint / "tokenizer.json").encode(generate(256, args.seed))
     with tempfile.TemporaryDirectory(prefix="ragged-") as scratch:
         folder = Path(scratch)

@@ -100,3 +100,18 @@ def test_no_service_on_another_machine_is_an_error_with_the_remedy(tmp_path: Pat
     assert run.returncode == 2
     assert "start it there" in run.stderr
     assert "start it there" in json.loads(run.stdout.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize("door", ["grpc", "metrics"])
+def test_a_door_that_does_not_answer_is_named_before_anything_is_measured(
+    server: Server, tmp_path: Path, door: str
+) -> None:
+    nobody = f"127.0.0.1:{serving.free_ports()['http']}"
+    urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+    urls[door] = f"grpc://{nobody}" if door == "grpc" else f"http://{nobody}/metrics"
+    flags = [f"--{name}-url={url}" for name, url in urls.items()]
+    command = [sys.executable, "-m", "benchmarks.bench", *flags, "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 2
+    assert nobody in run.stderr
+    assert f"--{door}-url" in run.stderr

@@ -142,6 +142,24 @@ def test_report_shows_ratios_aims_and_what_is_missing(comparison: Comparison) ->
     assert "- ray-torch: no environment" in report
 
 
+def test_a_peer_that_does_not_batch_is_not_what_the_same_engine_is_measured_by(comparison: Comparison) -> None:
+    peer = comparison.systems["litserve-torch"]
+    names = ["litserve-shipped", "fastapi-shipped"]
+    ten, forty = (
+        replace(peer, name=name, engine="shipped", sustained_per_s=Spread((per_s,) * 2))
+        for name, per_s in zip(names, (10.0, 40.0), strict=True)
+    )
+    both = replace(comparison, systems={**comparison.systems, ten.name: ten, forty.name: forty})
+    assert "the best batching peer with the same engine | 2.000 (2.000..2.000) | at least 1 | yes" in table.markdown(
+        both
+    )
+
+
+def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no run.json, expected a results folder of `make bench-compare`"):
+        results.read(tmp_path)
+
+
 def test_padding_and_tokenizer_shares_come_from_the_saturated_window(comparison: Comparison) -> None:
     service = comparison.systems["service"]
     assert service.padding_share.values == pytest.approx((0.02, 0.02))

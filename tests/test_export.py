@@ -187,6 +187,15 @@ def test_folder_without_a_checkpoint_says_what_is_missing(tmp_path: Path, capsys
     assert "no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("missing", ["no config.json", "model.onnx is no file"])
+def test_the_gate_alone_says_what_is_missing(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    checkpoint = tmp_path if "config" in missing else tiny_checkpoint
+    assert gate(checkpoint, tmp_path / "model.onnx") == 2
+    assert missing in capsys.readouterr().err
+
+
 def test_generated_reviews_have_the_lengths_they_claim() -> None:
     reviews = generate(600, seed=1)
     assert reviews == generate(600, seed=1)

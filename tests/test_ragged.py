@@ -32,6 +32,11 @@ def session(ragged_file: Path) -> onnxruntime.InferenceSession:
     return ragged.session(ragged_file, 1)
 
 
+def test_a_folder_without_a_checkpoint_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ragged.main(["--checkpoint", str(tmp_path)]) == 2
+    assert "no config.json" in capsys.readouterr().err
+
+
 def test_mixed_batches_have_the_padded_graph_s_logits(
     tiny_onnx: Path, ragged_file: Path, rows: list[list[int]]
 ) -> None:

@@ -116,7 +116,13 @@ class Comparison:
 
 
 def read(folder: Path) -> Comparison:
-    """Reads the raw files under `folder`; systems without a complete round are left out."""
+    """Reads the raw files under `folder`; systems without a complete round are left out.
+
+    Raises:
+        ValueError: `folder` holds no run.
+    """
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder} holds no run.json, expected a results folder of `make bench-compare`")
     run = json.loads((folder / "run.json").read_text())
     rounds = sorted(folder.glob("round-*"))
     results = (_system(entry, rounds) for entry in run["systems"])

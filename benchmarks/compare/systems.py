@@ -11,7 +11,7 @@ from typing import Any, Literal
 from benchmarks.compare.plan import LIMIT_S
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SERVICE, SERVICE_GRPC, FASTAPI = "service", "service-grpc", "fastapi-torch"
+SERVICE, SERVICE_GRPC, FASTAPI, FASTAPI_SHIPPED = "service", "service-grpc", "fastapi-torch", "fastapi-shipped"
 TEXT = "$TEXT"
 """Stands for the review in the body of a request."""
 _NO_REPORTS = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.compare.measure import LONG_TOKENS, SHORT_TOKENS
 from benchmarks.compare.results import PHASES, Comparison, Spread, SystemResult
-from benchmarks.compare.systems import FASTAPI, SERVICE, SERVICE_GRPC
+from benchmarks.compare.systems import FASTAPI, FASTAPI_SHIPPED, SERVICE, SERVICE_GRPC
 
 MAX_GENERATOR_CORES = 0.85
 """From here on the load generator, one Python process, may be what limits a system."""
@@ -56,7 +56,8 @@ def _against_peers(comparison: Comparison) -> Iterator[Aim]:
         if own is None:
             continue
         torch = [r for r in systems.values() if r.engine == "torch" and r.name != FASTAPI]
-        same = [r for r in systems.values() if r.engine == "shipped" and r.name not in (SERVICE, SERVICE_GRPC)]
+        no_batching_peers = (SERVICE, SERVICE_GRPC, FASTAPI_SHIPPED)
+        same = [r for r in systems.values() if r.engine == "shipped" and r.name not in no_batching_peers]
         what = f"sustained rate, {own.title}, over"
         if FASTAPI in systems:
             yield Aim(
@@ -65,7 +66,9 @@ def _against_peers(comparison: Comparison) -> Iterator[Aim]:
         if torch:
             yield Aim(f"{what} the best batching peer with torch", own.sustained_per_s.over(best(torch)), 2, True)
         if same:
-            yield Aim(f"{what} the best peer with the same engine", own.sustained_per_s.over(best(same)), 1, True)
+            yield Aim(
+                f"{what} the best batching peer with the same engine", own.sustained_per_s.over(best(same)), 1, True
+            )
 
 
 def best(results: Sequence[SystemResult]) -> Spread:

@@ -1,0 +1,31 @@
+"""A checkpoint folder as export takes it: whether all of it is there, and which labels it has."""
+
+import json
+from pathlib import Path
+
+from transformers import DistilBertConfig
+
+
+class CheckpointError(ValueError):
+    """The checkpoint cannot be exported; the message says what is missing and where it comes from."""
+
+
+def read_labels(checkpoint: Path) -> list[str]:
+    """Returns the label names of `checkpoint` in the order of their ids.
+
+    Raises:
+        CheckpointError: a file is missing, or the model is no DistilBERT.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        if not (checkpoint / name).is_file():
+            raise CheckpointError(
+                f"{checkpoint} has no {name}, expected a checkpoint as training.train writes it: make train"
+            )
+    model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type != "distilbert":
+        raise CheckpointError(
+            f"{checkpoint} is a {model_type!r}, expected 'distilbert'; training.train folds BERT into one"
+        )
+    config = DistilBertConfig.from_pretrained(checkpoint)
+    id2label: dict[int, str] = config.id2label or {}
+    return [id2label[index] for index in range(config.num_labels)]
