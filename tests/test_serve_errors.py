@@ -167,6 +167,12 @@ def test_a_folder_for_temporary_files_that_a_shell_would_take_apart_is_refused(
     assert "TMPDIR=/tmp make serve" in result.stderr
 
 
+def test_a_flag_that_triton_does_not_know_is_named(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    result = run("--triton-flag=--no-such-flag")
+    assert result.returncode == 1
+    assert "unrecognized option '--no-such-flag'" in result.stderr
+
+
 def test_a_log_that_cannot_be_written_is_named(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     result = run("--log-file=/proc/no/such.log")
     assert result.returncode == 1
