@@ -450,7 +450,8 @@ def _log_errors(log_file: Path, max_lines: int = 12) -> str:
     """Returns the last lines of Triton's log that tell of errors, or its last lines if none does."""
     lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip() and line[0] not in "|+"]
     # Without a GPU Triton logs errors about CUDA and serves all the same.
-    errors = [line for line in lines if re.match(r"E\d{4} |error:|\S+/tritonserver: ", line) and "cuda" not in line.lower()]
+    is_error = re.compile(r"E\d{4} |error:|\S+/tritonserver: ").match
+    errors = [line for line in lines if is_error(line) and "cuda" not in line.lower()]
     return "".join(f"\n  {line}" for line in (errors or lines)[-max_lines:])
 
 
