@@ -41,6 +41,11 @@ wait_healthy() { # wait_healthy SERVICE: until the health check's first real pre
   return 1
 }
 
+classify() { # the request that ends Triton 2.51.0 (README, Limits): does this release answer it, with whatever status?
+  curl -s -o /dev/null --max-time 30 http://127.0.0.1:8000/v2/models/sentiment/infer -d '{"inputs": [{"name": "text",
+    "datatype": "BYTES", "shape": [1, 1], "data": ["good"]}], "outputs": [{"name": "label", "parameters": {"classification": 1}}]}'
+}
+
 serve() { # serve SERVICE CONFIGURATION [LOAD]: starts it, tests it, stops it
   local service=$1 configuration=$2 load=${3:-slo} profile=${1#server-}
   export CONFIGURATION=$configuration ON_MISMATCH=stop
@@ -50,6 +55,7 @@ serve() { # serve SERVICE CONFIGURATION [LOAD]: starts it, tests it, stops it
     SENTIMENT_GRPC_URL=grpc://127.0.0.1:8001 .venv/bin/python -m pytest -q tests/test_running_service.py
   check "$service $configuration accuracy" make evaluate MODEL=grpc://127.0.0.1:8001 ${DATA:+"DATA=$DATA"}
   check "$service $configuration SLO gate" make bench PROFILE="$load"
+  check "$service $configuration survives a classification of text" classify
   "${compose[@]}" --profile "$profile" logs --no-color >"artefacts/verify/logs/$service-$configuration.txt" 2>&1
   "${compose[@]}" --profile "$profile" down --timeout 20 >/dev/null 2>&1
 }
