@@ -59,7 +59,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Each ends the server."""
 
 WATCH_INTERVAL_S = 0.2
-_SHELL_SPECIAL = re.compile(r"[^A-Za-z0-9._/-]")
+_SHELL_SPECIAL = re.compile(r"[^A-Za-z0-9._/@%+=:,-]")
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 MIN_SHM_BYTES = 32 << 20
 """Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
@@ -176,8 +176,8 @@ def check(options: argparse.Namespace) -> None:
         )
     if _SHELL_SPECIAL.search(tempfile.gettempdir()):
         raise ServeError(
-            f"the folder for temporary files is {tempfile.gettempdir()!r}, expected one with letters, digits and ._-/ "
-            "alone, since Triton hands it to a shell unquoted: run `TMPDIR=/tmp make serve`"
+            f"the folder for temporary files is {tempfile.gettempdir()!r}, expected one without spaces, quotes and "
+            "the like, in ASCII, since Triton hands it to a shell unquoted: run `TMPDIR=/tmp make serve`"
         )
     if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
         raise ServeError(
@@ -291,15 +291,17 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
             preexec_fn=_before_exec,
         )
-        guard = _guard(server.pid, shm_prefix, folder)
+        guard = None
         try:
+            guard = _guard(server.pid, shm_prefix, folder)
             yield server
         except ServeError as error:
             raise ServeError(f"{error}{_log_errors(options.log_file)}") from error
         finally:
             _stop(server)
-            guard.kill()
-            guard.communicate()
+            if guard is not None:
+                guard.kill()
+                guard.communicate()
             for region in glob.glob(f"/dev/shm/{shm_prefix}*"):  # a killed Triton leaves them behind
                 os.unlink(region)
 

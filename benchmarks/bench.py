@@ -91,11 +91,16 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
+        limits: list[float] = []  # rates at which the load generator, not the service, was what failed
+
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             held = not summary.broken(self.rules.limits)
-            if held and summary.invalid(self.rules.validity):
+            limited = summary.generator_failed(self.rules.validity)
+            if limited:
+                limits.append(rate_per_s)
+            if limited or (held and summary.invalid(self.rules.validity)):
                 return None
             return Outcome(held, late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
 
@@ -103,7 +108,8 @@ class Bench:
             measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
         )
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
-        print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}")
+        above = f"; the load generator failed at {min(limits):.1f}, so it may hold more" if limits else ""
+        print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}{above}")
         alike = [summary for summary in self.summaries if summary.load.kind == saturated.load.kind]
         crossing = late_share.of_open_loops(alike, self.folder, self.rules)
         print(f"{stage.name}: {late_share.sentence(crossing)}", flush=True)
@@ -174,7 +180,10 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts
     urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
     print(f"profile {options.profile}: {profile.about}\nresults: {folder}", flush=True)
-    with running(urls, folder / "serve.log") as service, processes.watching(service.pid) as watch:
+    with (
+        running(urls, folder / "serve.log", may_start=not options.no_start) as service,
+        processes.watching(service.pid) as watch,
+    ):
         bench = Bench(service, rules, source, folder, watch)
         facts = describe(options, service, argv)
         try:
@@ -234,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help=f"empty results folder (default: {RESULTS}/PROFILE-TIME)"
     )
+    parser.add_argument("--no-start", action="store_true", help="end if no service answers, do not start one")
     texts.add_arguments(parser)
     return parser
 

@@ -61,11 +61,12 @@ def fit(folder: Path) -> Fit:
     if not run_file.exists():
         raise CapacityError(f"{folder} holds no run: `make bench PROFILE=sweep` makes one")
     facts = json.loads(run_file.read_text())
-    one = _valid(folder)
+    rules, measured = profiles.load(), _one_review(folder)
+    one = [s for s in measured if not s.invalid(rules.validity)]
     closed = sorted((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed")
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
-    highest, crossing = _measured_highest(facts), late_share.of_open_loops(one, folder, profiles.load())
+    highest, crossing = _measured_highest(facts), late_share.of_open_loops(measured, folder, rules)
     points = [Measured(s.offered_per_s, s.p50_ms, s.p99_ms, s.load.warmup_s, s.load.duration_s) for s in steady]
     fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)
     if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
@@ -102,12 +103,10 @@ def lengths_sent(source: dict[str, Any]) -> Floats:
     return np.array([len(row) for row in encoder.encode(reviews)], dtype=np.float64)
 
 
-def _valid(folder: Path) -> list[Summary]:
-    """Returns Locust's valid measurements with one review of IMDb's lengths per gRPC request."""
-    validity = profiles.load().validity
-    one = [s for s in verdict.read_all(folder) if s.load.tool == "locust" and s.load.texts == "imdb"]
-    one = [s for s in one if s.load.batch_size == 1 and s.load.protocol == "grpc" and s.batching]
-    return [s for s in one if not s.invalid(validity)]
+def _one_review(folder: Path) -> list[Summary]:
+    """Returns Locust's measurements with one review of IMDb's lengths per gRPC request."""
+    found = [s for s in verdict.read_all(folder) if s.load.tool == "locust" and s.load.texts == "imdb"]
+    return [s for s in found if s.load.batch_size == 1 and s.load.protocol == "grpc" and s.batching]
 
 
 def _measured_highest(facts: dict[str, Any]) -> float | None:

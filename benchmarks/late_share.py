@@ -84,8 +84,13 @@ def crossing(trials: Sequence[Trial]) -> Crossing | None:
 
 
 def of_open_loops(summaries: Sequence[Summary], folder: Path, rules: Profiles) -> Crossing | None:
-    """Returns the crossing of Locust's valid open loops among `summaries` of `folder`, which should be of one kind."""
-    runs = [s for s in summaries if (s.load.tool, s.load.loop) == ("locust", "open") and not s.invalid(rules.validity)]
+    """Returns the crossing of Locust's open loops among `summaries` of `folder`, which should be of one kind.
+
+    Those in no steady state count too, if the generator did its part: most of them have many late, and without them the
+    rate would be too high.
+    """
+    runs = [s for s in summaries if (s.load.tool, s.load.loop) == ("locust", "open")]
+    runs = [run for run in runs if not run.generator_failed(rules.validity)]
     return crossing([trial(run, folder, rules.limits.p99_ms) for run in runs])
 
 

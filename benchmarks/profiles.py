@@ -128,6 +128,15 @@ class Profile(_Section):
     """Limit of each server process's growth, from two minutes after the start to the end."""
     stages: list[Annotated[LoadStage | SearchStage, Field(discriminator="tool")]] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _unique(self) -> "Profile":
+        levels = [(s.name, load.level) for s in self.stages if isinstance(s, LoadStage) for load in s.loads()]
+        names = [*levels, *((s.name, 0.0) for s in self.stages if isinstance(s, SearchStage))]
+        twice = sorted({f"{name}-{level:g}" for name, level in names if names.count((name, level)) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} would be measured twice, into the same raw file: give stages names")
+        return self
+
     def at_rate(self, rate_per_s: float) -> "Profile":
         """Returns the profile with its gated open loops at `rate_per_s` requests a second.
 

@@ -32,7 +32,7 @@ _LONG_RUNS = 5
 def highest_rate(
     measure: Measure, saturated_per_s: float, probe_s: float, long_s: float, precision_percent: float
 ) -> float | None:
-    """Returns the highest rate that held for `long_s`, None if even a twentieth of `saturated_per_s` did not.
+    """Returns the highest rate that held for `long_s`; None if a twentieth of `saturated_per_s` did not, or that is 0.
 
     Probes of `probe_s`, at low rates longer, bisect between the highest rate that held and the lowest that did not,
     until these are near each other. Each long run is at the rate at which one request of a hundred is late by all runs
@@ -40,6 +40,8 @@ def highest_rate(
     `precision_percent` until one does. A run that tells nothing is repeated, and a rate at which none of them does
     counts as one that does not hold.
     """
+    if not saturated_per_s > 0:
+        return None
     trials: list[Trial] = []
 
     def is_held(rate_per_s: float, duration_s: float) -> bool:

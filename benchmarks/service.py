@@ -76,7 +76,7 @@ def answers(urls: Urls) -> bool:
 
 
 @contextlib.contextmanager
-def running(urls: Urls, log_file: Path) -> Iterator[Service]:
+def running(urls: Urls, log_file: Path, may_start: bool = True) -> Iterator[Service]:
     """Gives the service at `urls`, started here with serve.py and stopped at the end if none answers there.
 
     Raises:
@@ -87,6 +87,8 @@ def running(urls: Urls, log_file: Path) -> Iterator[Service]:
         _refuse_cache(urls)
         yield Service(urls, _listening_process(urls.http), started_here=False)
         return
+    if not may_start:
+        raise ServiceError(f"no service answers at {urls.http}, and --no-start came: start it, or correct --http-url")
     if not is_local(urls.http):
         raise ServiceError(
             f"no service answers at {urls.http}, and one can be started on 127.0.0.1 only: start it there"
@@ -184,5 +186,6 @@ def _listening_process(http_url: str) -> int | None:
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return int(connection.pid)
+                # Something else is a tunnel or a proxy: its memory is not the service's.
+                return int(connection.pid) if psutil.Process(connection.pid).name() == "tritonserver" else None
     return None

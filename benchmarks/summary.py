@@ -70,6 +70,16 @@ class Summary:
 
     def invalid(self, validity: Validity) -> list[str]:
         """Returns why the measurement says nothing about the service; empty when it does."""
+        reasons = self.generator_failed(validity)
+        if not self.littles_law_percent <= validity.max_littles_law_percent:
+            reasons.append(
+                f"not in a steady state: {self.in_flight:.2f} requests in flight, but rate x mean latency is "
+                f"{self.littles_law_percent:.1f} % off, limit {validity.max_littles_law_percent:g} %"
+            )
+        return reasons
+
+    def generator_failed(self, validity: Validity) -> list[str]:
+        """Returns what the load generator did not do as asked; empty when it did."""
         reasons = []
         if not self.requests:
             reasons.append("no request was due in the window")
@@ -89,11 +99,6 @@ class Summary:
             )
         if self.generator_warning:
             reasons.append(f"the load generator was the bottleneck: {self.generator_warning}")
-        if not self.littles_law_percent <= validity.max_littles_law_percent:
-            reasons.append(
-                f"not in a steady state: {self.in_flight:.2f} requests in flight, but rate x mean latency is "
-                f"{self.littles_law_percent:.1f} % off, limit {validity.max_littles_law_percent:g} %"
-            )
         return reasons
 
     def broken(self, limits: Limits) -> list[str]:

@@ -58,8 +58,10 @@ def make(kind: TextKind, count: int = DEFAULT_COUNT, seed: int = DEFAULT_SEED, d
         data: parquet or CSV file with a column `text`, of which `imdb` draws reviews instead of generating them.
 
     Raises:
-        TextError: `data` has no such column or too few reviews, or is another kind of file.
+        TextError: `count` below 1, or `data` has no such column or too few reviews, or is another kind of file.
     """
+    if count < 1:
+        raise TextError(f"{count} reviews came, expected at least 1: raise --reviews")
     if kind == "short":
         return generate(count, seed, _SHORT_QUANTILES)
     if data is None:

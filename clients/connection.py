@@ -52,7 +52,7 @@ class Connection:
         self._open_transport = open_transport
         self._open_workers = open_workers
         self._find_place = place
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # a signal handler may close what the thread below it opens
         self._opened: tuple[Predictor, int, object] | None = None
         self._closed = False
 
@@ -63,13 +63,18 @@ class Connection:
             ClientStateError: closed, or opened in another process or event loop.
         """
         self._refuse_if_closed()
-        if self._opened is None:
+        opened = self._opened
+        if opened is None:
             with self._opening:
                 self._refuse_if_closed()  # nor by another thread
-                if self._opened is None:
+                opened = self._opened
+                if opened is None:
                     predictor = Predictor(self._open_transport(self.address), self._open_workers(), *self.settings)
-                    self._opened = (predictor, os.getpid(), self._find_place())
-        predictor, process, place = self._opened
+                    opened = self._opened = (predictor, os.getpid(), self._find_place())
+                    if self._closed:  # by a signal handler, meanwhile: the garbage collector ends the connection
+                        self._opened = None
+                        self._refuse_if_closed()
+        predictor, process, place = opened
         if process != os.getpid():
             raise ClientStateError(
                 f"this client of {self.address.url} was opened in process {process} and is used in its fork "

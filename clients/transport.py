@@ -95,8 +95,8 @@ class Transport(ABC):
         try:
             yield
         except BaseException as error:
-            is_failure = isinstance(error, (Exception, asyncio.CancelledError))
-            if self._closed and is_failure and not _is_cancelled():
+            is_end = isinstance(error, asyncio.CancelledError) and not _is_cancelled()
+            if self._closed and (is_end or isinstance(error, Exception)):
                 raise ClientStateError(f"this client of {self.address.url} was closed meanwhile") from error
             if isinstance(error, SentimentError) or not isinstance(error, _UNREADABLE):
                 raise

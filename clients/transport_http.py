@@ -29,17 +29,23 @@ class AsyncHttpTransport(Transport):
     def __init__(self, address: Address, client: Any) -> None:
         super().__init__(address, tritonclient.http)
         self._client = client
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def _close(self) -> None:
         await self._client.close()
+        for call in list(self._calls):  # closing leaves those alone whose answer has begun to come
+            call.cancel()
 
     async def _get(self, method: str, model: str, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = await self._call(method, timeout_s, model)
         return answer
 
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
+        call = asyncio.ensure_future(getattr(self._client, method)(*args, **kwargs))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         try:
-            return await asyncio.wait_for(getattr(self._client, method)(*args, **kwargs), max(timeout_s, 0.0))
+            return await asyncio.wait_for(call, max(timeout_s, 0.0))
         except asyncio.TimeoutError as error:
             self._late(error)
         except InferenceServerException as error:

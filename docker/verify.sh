@@ -53,8 +53,10 @@ serve() { # serve SERVICE CONFIGURATION [LOAD]: starts it, tests it, stops it
   check "$service $configuration answers" wait_healthy "$service"
   check "$service $configuration client tests" env SENTIMENT_URL=http://127.0.0.1:8000 \
     SENTIMENT_GRPC_URL=grpc://127.0.0.1:8001 .venv/bin/python -m pytest -q tests/test_running_service.py
-  check "$service $configuration accuracy" make evaluate MODEL=grpc://127.0.0.1:8001 ${DATA:+"DATA=$DATA"}
-  check "$service $configuration SLO gate" make bench PROFILE="$load"
+  local scored=accuracy
+  [ -n "${DATA:-}" ] || scored="two examples"  # DATA=FOLDER with IMDb's test.parquet scores all of them
+  check "$service $configuration $scored" make evaluate MODEL=grpc://127.0.0.1:8001 ${DATA:+"DATA=$DATA"}
+  check "$service $configuration SLO gate" make bench PROFILE="$load" BENCH_ARGS=--no-start
   check "$service $configuration survives a classification of text" classify
   "${compose[@]}" --profile "$profile" logs --no-color >"artefacts/verify/logs/$service-$configuration.txt" 2>&1
   "${compose[@]}" --profile "$profile" down --timeout 20 >/dev/null 2>&1

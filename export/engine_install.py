@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.engine_manifest import ENGINE_FILE, LABELS_FILE, engine_manifest_path
-from export.repository import TOKENIZER_FILE, describe
+from export.repository import MODEL_FILE, TOKENIZER_FILE, describe
 
 
 def install_engine(
@@ -25,7 +25,8 @@ def install_engine(
         file.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(plan_file, engine)
     label_graph.write_bytes(labels)
-    files = {ENGINE_FILE: engine, LABELS_FILE: label_graph, TOKENIZER_FILE: repository / TOKENIZER_FILE}
+    files = {ENGINE_FILE: engine, LABELS_FILE: label_graph}
+    files |= {name: repository / name for name in (TOKENIZER_FILE, MODEL_FILE)}  # whoever installs others needs another
     manifest = {**facts, "files": {name: describe(file) for name, file in files.items()}}
     staged = manifest_path.with_name("engine.json.installing")
     staged.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.repository import TOKENIZER_FILE, describe
+from export.repository import MODEL_FILE, TOKENIZER_FILE, describe, manifest_path
 
 ENGINE_FILE = "classifier/1/model.plan"
 """The engine, relative to the model repository."""
@@ -71,9 +71,33 @@ def check_engine(repository: Path, machine: Machine, labels_repository: Path) ->
             f"the engine is for compute capability {built['compute_capability']} ({built['gpu']}), this machine has "
             f"{', '.join(others)} ({machine.gpu}); {_REMEDY}"
         )
-    for root, name in ((repository, ENGINE_FILE), (labels_repository, LABELS_FILE), (repository, TOKENIZER_FILE)):
+    roots = {
+        ENGINE_FILE: repository,
+        LABELS_FILE: labels_repository,
+        TOKENIZER_FILE: repository,
+        MODEL_FILE: repository,
+    }
+    for name, root in roots.items():
         _check_file(root / name, manifest["files"].get(name))
     return manifest
+
+
+def check_source(checkpoint: Path, repository: Path) -> None:
+    """Checks that the model installed in `repository` was made from `checkpoint`, and its tokenizer with it.
+
+    Raises:
+        EngineError: an engine of this checkpoint would be served with another one's tokenizer.
+    """
+    remedy = f"install that one first: make export CHECKPOINT={checkpoint}"
+    path = manifest_path(repository)
+    try:
+        installed = json.loads(path.read_text(encoding="utf-8"))["source_checkpoint"]["model_sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EngineError(f"{path} does not say which checkpoint was installed ({error!r}); {remedy}") from error
+    pairs = {"model.safetensors": installed, "tokenizer.json": describe(repository / TOKENIZER_FILE)["sha256"]}
+    for name, expected in pairs.items():
+        if describe(checkpoint / name)["sha256"] != expected:
+            raise EngineError(f"{checkpoint / name} is not what the model in {repository} was made from; {remedy}")
 
 
 def read_manifest(repository: Path) -> dict[str, Any]:

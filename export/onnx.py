@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore")  # tracer remarks on constants, which the parity gate settles
     try:
         return run(args)
-    except CheckpointError as error:
+    except (CheckpointError, parity.ReviewsError) as error:
         print(f"export.onnx: {error}", file=sys.stderr)
         return 2
 

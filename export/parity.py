@@ -195,15 +195,26 @@ def table(checks: Sequence[Check], precision: str, num_reviews: int) -> str:
     return "\n".join(lines)
 
 
+class ReviewsError(ValueError):
+    """The reviews cannot be read; the message says what came and what was expected."""
+
+
 def read_reviews(data: str | None, num_reviews: int, seed: int, split: str = "test") -> list[str]:
-    """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other)."""
+    """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other).
+
+    Raises:
+        ReviewsError: no such data, or not as `training.data.load` expects it.
+    """
     if data is None:
         return generate(num_reviews, seed)
     from training.config import Data
-    from training.data import load
+    from training.data import DataError, load
 
-    splits = load(Data(source=data))
-    chosen = splits[split] if split in splits else splits["train"]
+    try:
+        splits = load(Data(source=data))
+    except DataError as error:
+        raise ReviewsError(str(error)) from error
+    chosen = splits[split] if split in splits else splits["train"]  # of one file, as documented
     return list(chosen.shuffle(seed=seed).select(range(min(num_reviews, len(chosen))))["text"])
 
 
@@ -229,10 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CheckpointError(
                 f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
             )
-    except CheckpointError as error:
+        reviews = read_reviews(args.data, args.num_reviews, args.seed)
+    except (CheckpointError, ReviewsError) as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 2
-    reviews = read_reviews(args.data, args.num_reviews, args.seed)
     checks = compare(args.checkpoint, args.onnx, args.precision, reviews)
     print(table(checks, args.precision, len(reviews)))
     print(json.dumps({check.name: check.measured for check in checks}))

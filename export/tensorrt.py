@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     from export.engine_build import Engine, build
 
     repository = args.config.resolve().parents[2]
+    engine_manifest.check_source(args.checkpoint, repository)
     timing_cache = repository / "classifier" / engine_manifest.TIMING_CACHE_FILE
     try:
         serialised = build(plan, timing_cache)

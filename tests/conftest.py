@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import serving
 
-from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install, manifest_path
+from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, describe, install, manifest_path
 from model_repository.tokenizer.review_text import ReviewEncoder
 
 # Examples are not timed: how long one takes says more about the machine's other work than about the code.
@@ -81,7 +81,12 @@ def repository(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path_factory: pytest.
     max_length = ReviewEncoder(tiny_checkpoint / "tokenizer.json").max_length
     install(
         {MODEL_FILE: tiny_onnx, TOKENIZER_FILE: tiny_checkpoint / "tokenizer.json"},
-        {"precision": "fp32", "labels": ["negative", "positive"], "max_length": max_length},
+        {
+            "precision": "fp32",
+            "labels": ["negative", "positive"],
+            "max_length": max_length,
+            "source_checkpoint": {"model_sha256": describe(tiny_checkpoint / "model.safetensors")["sha256"]},
+        },
         folder,
     )
     return folder

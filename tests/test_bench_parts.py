@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import answers, late_share, perf_analyzer, processes, profiles, samples, texts, verdict
-from benchmarks.profiles import Limits, Load, Profile, ProfileError, Validity
+from benchmarks.profiles import Limits, Load, Profile, ProfileError, Profiles, Validity
 from benchmarks.samples import OK, Sample
 from benchmarks.summary import Summary, summarise
 from clients import Prediction
@@ -64,6 +65,18 @@ def test_late_are_slow_answers_and_failures_due_in_the_window(tmp_path: Path) ->
     all_late, some_late = (late_share.trial(summary, tmp_path, 200) for summary in (slow, failing))
     assert sum(all_late.requests) == sum(all_late.late) == slow.requests
     assert sum(some_late.late) == sum(failing.failures.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [({"littles_law_percent": 9.0}, True), ({"generator_cpu_percent": 99.0}, False)],
+    ids=["no steady state", "generator at its limit"],
+)
+def test_which_late_runs_tell_where_one_percent_is_late(tmp_path: Path, change: dict[str, float], counts: bool) -> None:
+    in_time = measured(tmp_path, steady(0.05), "in-time")
+    late = replace(measured(tmp_path, steady(0.3), "late"), **change)
+    rules = Profiles(limits=LIMITS, validity=VALIDITY, profiles={})
+    assert (late_share.of_open_loops([in_time, late], tmp_path, rules) is not None) is counts
 
 
 def test_percentiles_are_latencies_that_were_observed_and_not_rounded(tmp_path: Path) -> None:
@@ -165,6 +178,15 @@ def profile_file(folder: Path, stage: dict[str, Any]) -> Path:
 def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ProfileError, match=message):
         profiles.load(profile_file(tmp_path, {**STAGE, **change}))
+
+
+@pytest.mark.parametrize("levels", [[5, 8, 8], [8]])
+def test_two_measurements_of_one_name_are_refused(tmp_path: Path, levels: list[float]) -> None:
+    stages = [{**STAGE, "rates_per_s": levels}, {**STAGE, "rates_per_s": [8]}]
+    content = {"limits": LIMITS.model_dump(), "validity": VALIDITY.model_dump()}
+    (tmp_path / "p.yaml").write_text(json.dumps({**content, "profiles": {"try": {"about": "", "stages": stages}}}))
+    with pytest.raises(ProfileError, match=rf"{STAGE['name']}-8 would be measured twice"):
+        profiles.load(tmp_path / "p.yaml")
 
 
 def test_shipped_profiles_are_valid_and_an_unknown_one_names_them() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,7 +110,7 @@ def run_bench(
     """Runs bench with a service and a Locust that are made up."""
 
     @contextlib.contextmanager
-    def running(urls: Urls, _: Path) -> Iterator[Service]:
+    def running(urls: Urls, _: Path, may_start: bool) -> Iterator[Service]:
         yield Service(urls, None, started_here=False)
 
     def locust(load: Load, urls: Urls, out: Path, source: object, watch: object, gate: bool) -> Path:
@@ -170,7 +171,7 @@ def test_a_rate_replaces_that_of_the_gated_open_loops_and_is_recorded(
 
 
 def test_a_rate_leaves_other_stages_alone_and_needs_a_gated_open_loop() -> None:
-    stages = [{**OPEN, "gate": True}, OPEN, {**USERS, "gate": True}, {**STAGE, "tool": "search"}]
+    stages = [{**OPEN, "gate": True}, {**OPEN, "name": "b"}, {**USERS, "gate": True}, {**STAGE, "tool": "search"}]
     changed = Profile.model_validate({"about": "", "stages": stages}).at_rate(3).stages
     assert [stage.rates_per_s for stage in changed if isinstance(stage, LoadStage)] == [[3], [10], None]
     for rate_per_s, stage in ((3, OPEN), (0, {**OPEN, "gate": True}), (float("nan"), {**OPEN, "gate": True})):
@@ -232,6 +233,7 @@ def test_a_run_records_what_serves_and_whose_machine_it_describes(
 def test_another_machines_process_is_not_looked_for_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     listening = SimpleNamespace(status=psutil.CONN_LISTEN, laddr=SimpleNamespace(port=8000), pid=42)
     monkeypatch.setattr(psutil, "net_connections", lambda _: [listening])
+    monkeypatch.setattr(psutil, "Process", lambda pid: SimpleNamespace(name=lambda: "tritonserver"))
     assert service._listening_process(LOCAL.http) == 42
     assert service._listening_process(REMOTE.http) is None
 
@@ -350,3 +352,21 @@ def test_plots_leave_the_warm_up_out_and_keep_durations_and_searches_apart(tmp_p
 )
 def test_token_parity_names_the_first_id_that_differs(ours: list[int], theirs: list[int], said: str) -> None:
     assert first_difference(ours, theirs) == said
+
+
+def test_what_listens_in_the_services_place_is_not_measured_for_it() -> None:
+    """As a tunnel to another machine would: its memory says nothing about the service."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert service._listening_process(f"http://127.0.0.1:{listener.getsockname()[1]}") is None
+
+
+def test_no_service_is_started_if_that_is_ruled_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert bench.main(["--no-start", "--http-url", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "out")]) == 2
+    assert "--no-start came" in last_line(capsys)["error"]
+
+
+def test_no_reviews_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--reviews", "0", "--out", str(tmp_path / "out")]) == 2
+    assert "expected at least 1: raise --reviews" in last_line(capsys)["error"]

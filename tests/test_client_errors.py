@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,65 @@ def test_closing_ends_the_calls_of_other_tasks(scheme: str) -> None:
         outcomes = asyncio.run(run(url))
         released.set()
     assert [type(outcome) for outcome in outcomes] == [ClientStateError] * 3
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_closing_ends_a_call_whose_answer_has_begun(kind: str) -> None:
+    begun = threading.Event()
+
+    def begin(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"name":')
+        begun.set()
+
+    async def asynchronous(url: str) -> BaseException:
+        client = AsyncSentimentClient(url, model=MODEL, timeout_s=600)
+        call = asyncio.create_task(client.predict(["good"]))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        await client.close()
+        (outcome,) = await asyncio.wait_for(asyncio.gather(call, return_exceptions=True), 30)
+        assert isinstance(outcome, BaseException)
+        return outcome
+
+    def blocking(url: str) -> BaseException:
+        client = SentimentClient(url, model=MODEL, timeout_s=600)
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(client.predict, ["good"])
+            assert begun.wait(30)
+            time.sleep(0.1)
+            client.close()
+            outcome = call.exception(30)
+        assert outcome is not None
+        return outcome
+
+    with socket_server(begin) as (port, _):
+        url = f"http://127.0.0.1:{port}"
+        assert type(blocking(url) if kind == "blocking" else asyncio.run(asynchronous(url))) is ClientStateError
+
+
+def test_a_signal_handler_may_close_the_client_that_it_interrupts(scheme: str) -> None:
+    code = f"""
+import signal
+import clients.client
+from clients import ClientStateError, SentimentClient
+client = SentimentClient("URL", model="{MODEL}")
+open_transport = clients.client._open_transport
+def interrupted(address):
+    signal.raise_signal(signal.SIGUSR1)
+    return open_transport(address)
+clients.client._open_transport = interrupted
+signal.signal(signal.SIGUSR1, lambda *_: client.close())
+try:
+    client.predict(["good"])
+except ClientStateError:
+    pass
+"""
+    with stand_in(scheme, Script()) as url:
+        command = [sys.executable, "-c", code.replace("URL", url)]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_client_closed_while_it_opens_stays_closed(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:

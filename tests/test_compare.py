@@ -185,6 +185,21 @@ def test_an_interrupted_round_without_its_second_ceiling_is_left_out(comparison:
     assert len(interrupted.saturated_per_s.values) == len(interrupted.lone_p50_ms.values) == 1
 
 
+def test_a_round_whose_search_was_cut_off_does_not_count_as_a_rate_of_nothing(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["plan"]["ladder"] = [0.5, 0.8]
+    _write(tmp_path / "run.json", run)
+    assert len(results.read(tmp_path).systems["litserve-torch"].sustained_per_s.values) == 2
+    for file in (tmp_path / "round-2").glob("litserve-torch.open-*"):
+        file.unlink()
+    assert results.read(tmp_path).systems["litserve-torch"].sustained_per_s.values == (5.0,)
+    for file in (tmp_path / "round-1").glob("litserve-torch.open-*"):
+        file.unlink()
+    assert "litserve-torch" not in results.read(tmp_path).systems
+
+
 def test_what_tokens_cost_comes_from_saturation_with_one_length_at_a_time(comparison: Comparison) -> None:
     (cost,) = (
         aim for aim in table.aims(comparison) if "saturated, this service" in aim.what and "core time" in aim.what

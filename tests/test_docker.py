@@ -252,6 +252,7 @@ def engine(repository: Path, tmp_path: Path) -> tuple[Path, Path]:
         (models, engine_manifest.ENGINE_FILE),
         (labels, engine_manifest.LABELS_FILE),
         (models, engine_manifest.TOKENIZER_FILE),
+        (models, engine_manifest.MODEL_FILE),
     ):
         if not (root / name).exists():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -289,13 +290,14 @@ def test_an_engine_of_another_machine_is_refused(
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["plan", "labels", "tokenizer"])
+@pytest.mark.parametrize("name", ["plan", "labels", "tokenizer", "model"])
 def test_an_engine_with_another_file_than_recorded_is_refused(engine: tuple[Path, Path], name: str) -> None:
     models, labels = engine
     file = {
         "plan": models / engine_manifest.ENGINE_FILE,
         "labels": labels / engine_manifest.LABELS_FILE,
         "tokenizer": models / engine_manifest.TOKENIZER_FILE,
+        "model": models / engine_manifest.MODEL_FILE,  # another one was installed after the engine
     }[name]
     file.write_bytes(file.read_bytes() + b" ")
     with pytest.raises(engine_manifest.EngineError, match="is not the file"):

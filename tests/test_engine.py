@@ -136,6 +136,17 @@ def test_installed_engine_is_accepted_on_its_machine(plan: EnginePlan, models: P
         engine_manifest.check_engine(copy, here, labels)
 
 
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer.json"])
+def test_engine_is_built_from_the_checkpoint_of_the_installed_model_alone(
+    models: Path, tiny_checkpoint: Path, tmp_path: Path, changed: str
+) -> None:
+    engine_manifest.check_source(tiny_checkpoint, models)
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    (other / changed).write_bytes((other / changed).read_bytes() + b" ")
+    with pytest.raises(engine_manifest.EngineError, match=rf"{changed} is not what .*make export CHECKPOINT={other}"):
+        engine_manifest.check_source(other, models)
+
+
 KILLED_INSTALLATION = """
 import os, signal, sys
 from pathlib import Path

@@ -51,3 +51,16 @@ def test_an_onnx_file_without_a_tokenizer_is_an_error(tmp_path: Path, capsys: py
     lonely.touch()
     assert evaluate.main(["--model-path", str(lonely), "--examples", "fine"]) == 2
     assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_refused_and_the_result_names_the_one_scored(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("train", 4), ("test", 2)):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "a good film,1\na bad film,0\n" * (count // 2))
+    command = ["--model-path", str(tiny_checkpoint), "--data", str(tmp_path)]
+    assert evaluate.main([*command, "--split", "validation"]) == 2
+    assert "no split 'validation'; there are: train, test" in capsys.readouterr().err
+    assert evaluate.main(command) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["split"], result["metrics"]["num_reviews"]) == ("test", 2)

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
+from model_repository.tokenizer import review_text
 from model_repository.tokenizer.review_text import MAX_REVIEW_BYTES, ReviewEncoder, ReviewError, clean, decode, pad
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "good", "bad", "film", "##s", "!", "<", ">", "/"]
@@ -123,6 +125,8 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @given(st.text(st.sampled_from(" \t\n\r\x00\x1c\x85\xa0\u2028\u3000ab!\u0301\u4e2d[SEP]<br>"), max_size=60))
 def test_leaving_out_what_truncation_drops_changes_no_token(both: tuple[ReviewEncoder, Tokenizer], review: str) -> None:
     encoder, tokenizer = both
+    with mock.patch.object(review_text, "_LONG_CHARACTERS", 0):  # as a review of many thousands of characters
+        assert encoder.encode([review]) == [tokenizer.encode(clean(review)).ids]
     assert encoder.encode([review]) == [tokenizer.encode(clean(review)).ids]
 
 

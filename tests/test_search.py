@@ -127,3 +127,9 @@ def test_no_rate_is_named_beyond_those_tried() -> None:
     found = late_share.crossing([Trial(10, [500], [0]), Trial(20, [500], [400])])
     assert found is not None
     assert 10 < found.rate_per_s < 20
+
+
+def test_a_service_that_answers_nothing_has_no_rate() -> None:
+    runs: list[tuple[float, float]] = []
+    assert search(noting(sharp(10), runs), saturated_per_s=0.0) is None
+    assert not runs

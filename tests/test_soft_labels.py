@@ -135,7 +135,7 @@ def test_model_learns_from_labelled_and_soft_labelled_reviews(tmp_path: Path) ->
     labelled, soft = write_half(tmp_path)
     overrides = (
         *(f"data.source={labelled}", f"data.soft_labels={soft}"),
-        *("training.num_epochs=14", "training.learning_rate=5e-3", "training.num_evaluations=1"),
+        *("training.num_epochs=20", "training.learning_rate=5e-3", "training.num_evaluations=1"),
     )
     options = [part for override in overrides for part in ("-o", override)]
     smoke = str(CONFIGS / "smoke.yaml")
@@ -164,6 +164,7 @@ def write_table(path: Path, probabilities: list[list[float]], **columns: list[st
         pytest.param([[0.5, 0.5], [0.2, 0.3, 0.5]], "row 1 has probabilities .*expected 2", id="classes"),
         pytest.param([[0.5, 0.6]], "row 0 has probabilities .*sum 1", id="sum"),
         pytest.param([[1.5, -0.5]], "row 0 has probabilities", id="negative"),
+        pytest.param([[float("nan")] * 2], "row 0 has probabilities .*sum 1", id="not a number"),
     ],
 )
 def test_rows_that_are_no_distribution_are_refused(

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from training.config import Data
-from training.data import DataError, split
+from training.data import DataError, load, split
 
 
 def rows(count: int) -> dict[str, list[object]]:
@@ -73,3 +73,10 @@ def test_unusable_data_says_what_was_expected(folder: Path, data: dict[str, obje
 def test_folder_without_a_training_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found nothing; expected one file"):
         split(Data(source=str(tmp_path)), seed=0)
+
+
+def test_a_row_without_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\ngood film,1\n,0\nbad film,0\n")
+    with pytest.raises(DataError, match=r"rows \[1\] have no text"):
+        load(Data(source=str(path)))

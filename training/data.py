@@ -79,6 +79,9 @@ def _normalise(split: Dataset, data: Data) -> Dataset:
 def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Dataset:
     ids: dict[object, int] = {label: index for index, label in enumerate(data.labels)}
     ids |= {index: index for index in ids.values()}
+    empty = [index for index, review in enumerate(reviews) if not isinstance(review, str)]
+    if empty:
+        raise DataError(f"{data.source}: rows {empty[:10]} have no text, expected a review in each: leave them out")
     unknown = sorted({str(label) for label in labels if label not in ids})
     if unknown:
         raise DataError(

@@ -66,7 +66,9 @@ def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict
 
 def _labelled(args: argparse.Namespace) -> tuple[list[str], list[int]]:
     splits = data.load(Data(source=args.data, labels=args.labels))
-    split = splits[args.split] if args.split in splits else splits["train"]
+    if args.split not in splits and len(splits) > 1:
+        raise data.DataError(f"{args.data}: no split {args.split!r}; there are: {', '.join(splits)}")
+    split = splits[args.split] if args.split in splits else splits["train"]  # a single file has no other
     if args.limit and args.limit < len(split):
         split = split.shuffle(seed=0).select(range(args.limit))
     return split["text"][:], split["label"][:]
@@ -119,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.data:
             reviews, labels = _labelled(args)
             started = time.monotonic()
+            result["data"], result["split"] = args.data, args.split
             result["metrics"] = score(scorer, reviews, labels)
             result["wall_time_s"] = round(time.monotonic() - started, 1)
             _print_metrics(result["metrics"], scorer.labels)

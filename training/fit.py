@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.config import AdaptConfig, Config, Optimisation
 from training.masked_lm import MaskedPositionsLM, Masker
@@ -52,6 +53,29 @@ class _LogToLogger(TrainerCallback):
 class _Bar(ProgressCallback):
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Prints nothing: `_LogToLogger` does, once."""
+
+
+class _EpochOrder(LengthGroupedSampler):
+    """The order of an epoch's reviews by its number and the seed alone.
+
+    The library's own draws it from a generator that dropout uses as well: a run resumed within an epoch has another
+    order than the one that was stopped, and so reads some reviews twice and others never.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], float | None]) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self._seed + int(self._epoch() or 0))
+        return super().__iter__()
+
+
+class _ResumableTrainer(Trainer):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _EpochOrder:
+        reviews: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in reviews["input_ids"]]
+        return _EpochOrder(self.args.train_batch_size, lengths, self.args.seed, lambda: self.state.epoch)
 
 
 def _arguments(
@@ -131,7 +155,7 @@ def make_trainer(
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
     )
-    trainer = Trainer(
+    trainer = _ResumableTrainer(
         model=model,
         args=args,
         train_dataset=train,

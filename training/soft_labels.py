@@ -75,7 +75,7 @@ def read(path: Path, labels: Sequence[str]) -> Dataset:
         raise data.DataError(f"data.soft_labels={path}: labels are {named}, expected data.labels, {list(labels)}")
     reviews, probabilities = table["text"].to_pylist(), table["probabilities"].to_pylist()
     for index, row in enumerate(probabilities):
-        if len(row or []) != len(labels) or min(row) < 0 or abs(sum(row) - 1) > 1e-3:
+        if len(row or []) != len(labels) or min(row) < 0 or not abs(sum(row) - 1) <= 1e-3:
             raise data.DataError(
                 f"data.soft_labels={path}: row {index} has probabilities {row}, expected {len(labels)} with sum 1"
             )

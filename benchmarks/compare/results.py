@@ -125,7 +125,8 @@ def read(folder: Path) -> Comparison:
         raise ValueError(f"{folder} holds no run.json, expected a results folder of `make bench-compare`")
     run = json.loads((folder / "run.json").read_text())
     rounds = sorted(folder.glob("round-*"))
-    results = (_system(entry, rounds) for entry in run["systems"])
+    ladder = run["plan"].get("ladder", [])
+    results = (_system(entry, rounds, ladder) for entry in run["systems"])
     return Comparison(
         run=run,
         systems={result.name: result for result in results if result.saturated_per_s.values},
@@ -133,12 +134,13 @@ def read(folder: Path) -> Comparison:
     )
 
 
-def _system(entry: dict[str, str], rounds: Sequence[Path]) -> SystemResult:
+def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[float]) -> SystemResult:
     name = entry["name"]
     is_service = bool(entry["is_service"])
     at = _loads(name, measure.SATURATED, rounds)
     if is_service:  # an interrupted run may lack the second ceiling of its last round
         at = [out for out in at if out.with_suffix(f".{measure.CEILINGS[-1]}.json").exists()]
+    at = [out for out in at if _is_finished(out, name, ladder)]
     complete = [out.parent for out in at]
     records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
     done = [triton_metrics.batching(**record["triton"]) for record in records if record.get("triton")]
@@ -210,6 +212,26 @@ def _p50_ms(out: Path) -> float:
     data = samples.read(out.with_name(out.name + SAMPLES_SUFFIX))
     latency_s = data.latency_s[data.ok]
     return float(np.median(latency_s) * 1000) if latency_s.size else float("nan")
+
+
+def _is_finished(saturated: Path, name: str, ladder: Sequence[float]) -> bool:
+    """Whether the search for the highest rate that holds came to its end in the round of `saturated`.
+
+    One that was cut off would count as a rate that does not hold, in the end as 0.
+    """
+    if not measure.summarise(saturated).right_per_s:
+        return True  # nothing was to be looked for
+    missing = []
+
+    def holds(share: float) -> bool:
+        out = saturated.with_name(f"{name}.open-{round(share * 100):03d}")
+        if not out.with_name(out.name + ".json").exists():
+            missing.append(share)
+            return False
+        return measure.summarise(out).holds
+
+    measure.highest(ladder, holds)
+    return not missing
 
 
 def _sustained(name: str, folder: Path) -> float:
