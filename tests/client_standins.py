@@ -37,6 +37,10 @@ class Unloaded(Exception):
     """To be answered with NOT_FOUND or 404, as Triton does for its own models while it stops."""
 
 
+class Cancelled(Exception):
+    """To be answered with CANCELLED, as gRPC does when the server goes, or 503."""
+
+
 class Refused(Exception):
     """To be answered with INVALID_ARGUMENT or 400."""
 
@@ -49,7 +53,7 @@ class Script:
         max_batch_size: as the model's configuration says.
         refuses: a request with such a review is refused as a whole.
         num_unavailable: this many inferences are answered `failure` before the first success.
-        failure: `Unavailable` or `Unloaded`.
+        failure: `Unavailable`, `Unloaded` or `Cancelled`.
         before: called in each inference, to hold it up.
         batches: the reviews of each inference, in order of arrival.
         num_descriptions: how often metadata was asked.
@@ -116,6 +120,8 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except Unloaded as error:
             context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+        except Cancelled as error:
+            context.abort(grpc.StatusCode.CANCELLED, str(error))
         except Refused as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = service_pb2.ModelInferResponse(model_name=MODEL)
@@ -153,7 +159,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
         raw = body[int(self.headers["Inference-Header-Content-Length"]) :]
         try:
             rows = self.script.infer(list(deserialize_bytes_tensor(raw)))
-        except Unavailable as error:
+        except (Unavailable, Cancelled) as error:
             return self._answer(503, {"error": str(error)})
         except Unloaded as error:
             return self._answer(404, {"error": str(error)})

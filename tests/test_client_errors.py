@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_standins import MODEL, Script, Unloaded, free_port, socket_server, stand_in, wait_until
+from client_standins import MODEL, Cancelled, Script, Unloaded, free_port, socket_server, stand_in, wait_until
 
 import clients.client
 from clients import (
@@ -133,9 +133,15 @@ def test_a_busy_server_is_asked_again_until_it_has_room(predict: Any, scheme: st
     assert len(script.batches) == 3
 
 
-def test_a_server_that_stops_is_asked_again_though_its_model_is_gone(predict: Any, scheme: str) -> None:
-    gone = Unloaded(f"Request for unknown model: '{MODEL}' has no available versions")
-    script = Script(num_unavailable=2, failure=gone)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        pytest.param(Unloaded(f"Request for unknown model: '{MODEL}' has no available versions"), id="models gone"),
+        pytest.param(Cancelled("CANCELLED"), id="calls cancelled"),
+    ],
+)
+def test_a_server_that_stops_is_asked_again(predict: Any, scheme: str, failure: Exception) -> None:
+    script = Script(num_unavailable=2, failure=failure)
     with stand_in(scheme, script) as url:
         assert predict(url, retry=QUICK) == "positive"
     assert len(script.batches) == 3
