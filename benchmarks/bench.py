@@ -91,7 +91,7 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
-        limits: list[float] = []  # rates at which the load generator, not the service, was what failed
+        failed_at: list[float] = []  # rates at which the load generator, not the service, was what failed
 
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
@@ -99,7 +99,7 @@ class Bench:
             held = not summary.broken(self.rules.limits)
             limited = summary.generator_failed(self.rules.validity)
             if limited:
-                limits.append(rate_per_s)
+                failed_at.append(rate_per_s)
             if limited or (held and summary.invalid(self.rules.validity)):
                 return None
             return Outcome(held, late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
@@ -108,7 +108,7 @@ class Bench:
             measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
         )
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
-        above = f"; the load generator failed at {min(limits):.1f}, so it may hold more" if limits else ""
+        above = f"; the load generator failed at {min(failed_at):.1f}, so it may hold more" if failed_at else ""
         print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}{above}")
         alike = [summary for summary in self.summaries if summary.load.kind == saturated.load.kind]
         crossing = late_share.of_open_loops(alike, self.folder, self.rules)

@@ -114,7 +114,11 @@ def test_an_end_while_a_pipe_is_silent_is_no_crash(script: Script, number: int |
     with stand_in("http", script) as url:
         command = [sys.executable, "-m", "clients.predict", "--url", url, "--model", MODEL, "-"]
         pipe = subprocess.PIPE
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a job in the background ignores it, inherited
         process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
+        signal.signal(signal.SIGINT, before)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"good 1\n")

@@ -64,3 +64,5 @@ def test_a_split_that_is_not_there_is_refused_and_the_result_names_the_one_score
     assert evaluate.main(command) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["split"], result["metrics"]["num_reviews"]) == ("test", 2)
+    assert evaluate.main(["--model-path", str(tiny_checkpoint), "--data", str(tmp_path / "train.csv")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["split"] is None

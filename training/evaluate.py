@@ -64,14 +64,16 @@ def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict
     return classification_metrics(np.log(np.maximum(probabilities, 1e-12)), np.asarray(labels))
 
 
-def _labelled(args: argparse.Namespace) -> tuple[list[str], list[int]]:
+def _labelled(args: argparse.Namespace) -> tuple[list[str], list[int], str | None]:
+    """Returns reviews, labels, and the split that they are; a single file is none."""
     splits = data.load(Data(source=args.data, labels=args.labels))
     if args.split not in splits and len(splits) > 1:
         raise data.DataError(f"{args.data}: no split {args.split!r}; there are: {', '.join(splits)}")
-    split = splits[args.split] if args.split in splits else splits["train"]  # a single file has no other
+    name = args.split if args.split in splits else None
+    split = splits[name or "train"]
     if args.limit and args.limit < len(split):
         split = split.shuffle(seed=0).select(range(args.limit))
-    return split["text"][:], split["label"][:]
+    return split["text"][:], split["label"][:], name
 
 
 def _print_examples(scorer: Scorer, examples: Sequence[str]) -> list[dict[str, Any]]:
@@ -119,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.examples:
             result["examples"] = _print_examples(scorer, args.examples)
         if args.data:
-            reviews, labels = _labelled(args)
+            reviews, labels, result["split"] = _labelled(args)
             started = time.monotonic()
-            result["data"], result["split"] = args.data, args.split
+            result["data"] = args.data
             result["metrics"] = score(scorer, reviews, labels)
             result["wall_time_s"] = round(time.monotonic() - started, 1)
             _print_metrics(result["metrics"], scorer.labels)
