@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,12 @@ class Options:
     warmup_s: float = 5.0
     window_s: float = 0.0
     out: str = ""
+
+    @property
+    def arrivals_seed(self) -> list[int]:
+        """Of an open loop. Another one for each measurement, by its name: runs that shared their arrivals, stretched to
+        their rate, would all have the same bursts, and together tell no more about them than one."""
+        return [self.source.seed, zlib.crc32(Path(self.out).name.encode())]
 
 
 class InFlight:
@@ -112,7 +119,8 @@ class LoadTest:
 
     def ask(self, protocol: Protocol, due_s: float) -> tuple[Sample, Exception | None]:
         """Sends the next reviews, and returns the sample and why it failed, if it did."""
-        reviews = self._next()
+        places = self._next()
+        reviews = [self.reviews[place] for place in places]
         error: Exception | None = None
         sent_s = time.perf_counter()
         try:
@@ -122,15 +130,16 @@ class LoadTest:
         except Exception as failure:  # whatever the service does under load is a failure of that request
             done_s = time.perf_counter()
             error = failure
-        sample = Sample(due_s, sent_s, done_s, len(reviews), OK if error is None else type(error).__name__)
+        outcome = OK if error is None else type(error).__name__
+        sample = Sample(due_s, sent_s, done_s, len(reviews), outcome, places[0])
         self._samples.append(sample)
         self._in_flight.ended(done_s)
         return sample, error
 
-    def _next(self) -> list[str]:
-        """Returns the next reviews, round and round in one shuffled order."""
+    def _next(self) -> list[int]:
+        """Returns which reviews are next, round and round in one shuffled order."""
         start, self._position = self._position, self._position + self.options.batch_size
-        return [self.reviews[self._order[place % len(self._order)]] for place in range(start, self._position)]
+        return [self._order[position % len(self._order)] for position in range(start, self._position)]
 
     def _door(self, protocol: Protocol) -> Door:
         if protocol not in self._doors:

@@ -203,7 +203,7 @@ class _OpenLoop(_SentimentUser):
     def on_start(self) -> None:
         super().on_start()
         self.in_flight = gevent.pool.Group()
-        self.random = np.random.default_rng(self.test.options.source.seed)
+        self.random = np.random.default_rng(self.test.options.arrivals_seed)
         self.due_s = time.perf_counter()
 
     @task

@@ -17,7 +17,10 @@ import numpy.typing as npt
 OK = "ok"
 SAMPLES_SUFFIX = ".csv.gz"
 """Of the samples' file; what was measured is described in NAME.json beside it."""
-_COLUMNS = ("scheduled_us", "sent_us", "done_us", "reviews", "outcome")
+_COLUMNS = ("scheduled_us", "sent_us", "done_us", "reviews", "outcome", "text")
+_OLDER_COLUMNS = _COLUMNS[:-1]
+UNKNOWN = -1
+"""In place of a text that is not known."""
 
 
 class Sample(NamedTuple):
@@ -30,6 +33,8 @@ class Sample(NamedTuple):
     reviews: int
     outcome: str
     """`ok`, or the name of the failure."""
+    text: int = UNKNOWN
+    """Which one of the load test's texts was the first review. perf_analyzer does not say."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Samples:
     done_s: npt.NDArray[np.float64]
     reviews: npt.NDArray[np.int64]
     outcomes: Sequence[str]
+    texts: npt.NDArray[np.int64]
+    """`Sample.text`; all unknown in files from before it was kept."""
 
     @property
     def latency_s(self) -> npt.NDArray[np.float64]:
@@ -56,7 +63,8 @@ class Samples:
         """Returns the samples of requests that were due in [start_s, end_s)."""
         due = (self.scheduled_s >= start_s) & (self.scheduled_s < end_s)
         outcomes = [outcome for outcome, is_due in zip(self.outcomes, due, strict=True) if is_due]
-        return Samples(self.scheduled_s[due], self.sent_s[due], self.done_s[due], self.reviews[due], outcomes)
+        times = (self.scheduled_s[due], self.sent_s[due], self.done_s[due])
+        return Samples(*times, self.reviews[due], outcomes, self.texts[due])
 
 
 def write(path: Path, samples: Sequence[Sample], origin_s: float) -> None:
@@ -69,7 +77,8 @@ def write(path: Path, samples: Sequence[Sample], origin_s: float) -> None:
     writer.writerow(_COLUMNS)
     for sample in sorted(samples):
         times = (sample.scheduled_s, sample.sent_s, sample.done_s)
-        writer.writerow([*(round((time - origin_s) * 1e6) for time in times), sample.reviews, sample.outcome])
+        microseconds = (round((time - origin_s) * 1e6) for time in times)
+        writer.writerow([*microseconds, sample.reviews, sample.outcome, sample.text])
     path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
@@ -80,8 +89,11 @@ def read(path: Path) -> Samples:
         ValueError: other columns than expected; the message names the file.
     """
     rows = list(csv.reader(io.StringIO(gzip.decompress(path.read_bytes()).decode())))
-    if not rows or tuple(rows[0]) != _COLUMNS:
-        raise ValueError(f"{path}: columns are {rows[0] if rows else []}, expected {list(_COLUMNS)}")
-    columns = list(zip(*rows[1:], strict=True)) or [()] * len(_COLUMNS)
+    header = tuple(rows[0]) if rows else ()
+    if header not in (_COLUMNS, _OLDER_COLUMNS):
+        raise ValueError(f"{path}: columns are {list(header)}, expected {list(_COLUMNS)}")
+    columns = list(zip(*rows[1:], strict=True)) or [()] * len(header)
     times = [np.array(column, dtype=np.float64) / 1e6 for column in columns[:3]]
-    return Samples(times[0], times[1], times[2], np.array(columns[3], dtype=np.int64), columns[4])
+    reviews = np.array(columns[3], dtype=np.int64)
+    texts = np.array(columns[5], dtype=np.int64) if header == _COLUMNS else np.full_like(reviews, UNKNOWN)
+    return Samples(times[0], times[1], times[2], reviews, columns[4], texts)

@@ -232,6 +232,7 @@ def test_locust_keeps_what_is_under_way_at_the_end_and_finds_wrong_answers(
     data = samples.read(tmp_path / "two.csv.gz")
     (_, end_s) = json.loads((tmp_path / "two.json").read_text())["window_s"]
     assert int(((data.scheduled_s < end_s) & (data.done_s >= end_s)).sum()) == 2
+    assert set(data.texts.tolist()) == set(range(SOURCE.reviews))
 
 
 def test_locust_ends_at_once_with_the_reason_when_there_are_no_metrics(
@@ -286,3 +287,9 @@ def test_a_load_test_that_ended_or_never_began_leaves_nothing_running() -> None:
         [sys.executable, "-c", IN_LOCUST], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_each_measurement_has_its_own_arrivals_and_the_same_one_the_same() -> None:
+    seeds = [Options(out=f"artefacts/{out}", source=SOURCE).arrivals_seed for out in ("rates-5", "rates-10", "rates-5")]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert Options(out="artefacts/rates-5", source=TextSource(reviews=8, seed=2)).arrivals_seed != seeds[0]

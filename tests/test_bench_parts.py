@@ -1,5 +1,6 @@
 """The load tests' arithmetic: texts, samples, percentiles, limits, profiles. No server runs here."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,11 +48,20 @@ def steady(latency_s: float, outcome: str = OK, every: int = 1) -> list[Sample]:
 
 
 def test_samples_survive_their_file(tmp_path: Path) -> None:
-    samples.write(tmp_path / "s.csv.gz", [Sample(2.5, 2.5, 3.0, 2, "TimeoutError"), Sample(1.0, 1.1, 1.25, 1, OK)], 1.0)
+    rows = [Sample(2.5, 2.5, 3.0, 2, "TimeoutError", 7), Sample(1.0, 1.1, 1.25, 1, OK)]
+    samples.write(tmp_path / "s.csv.gz", rows, 1.0)
     data = samples.read(tmp_path / "s.csv.gz")
     assert data.scheduled_s.tolist() == [0.0, 1.5]
     assert data.latency_s.tolist() == [0.25, 0.5]
     assert data.ok.tolist() == [True, False]
+    assert data.texts.tolist() == [samples.UNKNOWN, 7]
+
+
+def test_samples_from_before_texts_were_kept_are_read(tmp_path: Path) -> None:
+    older = "scheduled_us,sent_us,done_us,reviews,outcome\n0,0,250000,1,ok\n"
+    (tmp_path / "s.csv.gz").write_bytes(gzip.compress(older.encode()))
+    data = samples.read(tmp_path / "s.csv.gz")
+    assert (data.latency_s.tolist(), data.texts.tolist()) == ([0.25], [samples.UNKNOWN])
 
 
 def test_latency_counts_from_when_a_request_was_due(tmp_path: Path) -> None:

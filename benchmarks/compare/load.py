@@ -78,7 +78,7 @@ class Generator:
         except Exception as error:  # whatever a system may answer under load is a failure of that request
             outcome = type(error).__name__
         done_s = time.perf_counter()
-        self.samples.append(Sample(due_s, sent_s, done_s, 1, outcome))
+        self.samples.append(Sample(due_s, sent_s, done_s, 1, outcome, index))
         if due_s >= self.window_start_s and (outcome != OK or done_s - due_s > LIMIT_S):
             self.late_or_wrong += 1
 
