@@ -4,10 +4,11 @@
     python -m benchmarks.capacity --rate 500 --results artefacts/bench/sweep-... --startup-s 30
 
 Fits contention over users (Universal Scalability Law), takes the time of a review from the saturated throughput, and
-calibrates noise and waking of a simulated replica on the rates that were measured. Those within 10 % of the rate at
-which one request of a hundred is late (late_share.py) are left out, so that the prediction of it, and the errors
-reported there, are of rates that the fit has not seen. Then: the highest rate of a replica within the p99, replicas for
-the rate with one to spare, and what happens while one is gone and while new ones start.
+calibrates a simulated replica on the rates that were measured: each run with its own arrivals and texts tells how fast
+the machine was in that minute, and all together how uneven it is. Rates within 10 % of the one at which one request of
+a hundred is late (late_share.py) are left out, so that the prediction of it, and the errors reported there, are of
+rates that the fit has not seen. Then: the highest rate of a replica within the p99, replicas for the rate with one to
+spare, and what happens while one is gone and while new ones start.
 Writes capacity.png into the folder; the last line on stdout is one JSON document. capacity_model.py cites the laws.
 """
 
@@ -67,9 +68,12 @@ def _print_fit(found: Fit, errors: Sequence[dict[str, float]]) -> None:
     )
     print(
         f"a review of mean length: {1000 * service.per_token_s * float(found.lengths.mean()):.1f} ms in one of "
-        f"{service.instances} instances, up to {service.max_merged} an execution, {100 * service.waking:.0f} % more "
-        f"where it was idle, {f'{100 * service.alone:.0f} % of it alone on all cores, ' if service.alone else ''}"
-        f"{1000 * service.elsewhere_s:.1f} ms elsewhere; noise {service.noise:.2f}, "
+        f"{service.instances} instances, up to {service.max_merged} an execution, "
+        f"{f'{100 * service.alone:.0f} % of it alone on all cores, ' if service.alone else ''}"
+        f"{1000 * service.elsewhere_s:.1f} ms elsewhere"
+    )
+    print(
+        f"that times {min(service.paces):.2f} to {max(service.paces):.2f} from run to run; noise {service.noise:.2f}, "
         f"{f'the same for {service.noise_lasts_s:g} s' if service.noise_lasts_s else 'of each execution'}"
     )
     print(f"fitted to {len(found.fitted)} runs: {', '.join(f'{run.rate_per_s:.1f}' for run in found.fitted)}/s")

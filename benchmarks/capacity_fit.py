@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import capacity_model, late_share, profiles, texts, verdict
+from benchmarks import capacity_model, late_share, profiles, samples, texts, verdict
 from benchmarks.capacity_model import Floats, Measured, Scalability, Service
 from benchmarks.late_share import Crossing
-from benchmarks.summary import Summary
+from benchmarks.summary import Summary, window
 from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder
 
@@ -20,6 +20,8 @@ MERGED_KEY = "classifier_max_merged"
 HELD_OUT_SHARE = 0.1
 """Rates this close to the measured highest rate are held out of the fit: the prediction is judged by them. That is
 `Fit.crossing`, or what the search found where there is none."""
+_FAR = 1.5
+"""Times the measured highest rate: what is offered beyond tells of long queues, not of the limit, and is left out."""
 _MIN_RATES = 4
 _MOSTLY = 0.9
 """Share of one user's reviews that run alone where a server lets them at all; the metrics lag by some."""
@@ -67,36 +69,47 @@ def fit(folder: Path) -> Fit:
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
     highest, crossing = _measured_highest(facts), late_share.of_open_loops(measured, folder, rules)
-    points = [Measured(s.offered_per_s, s.p50_ms, s.p99_ms, s.load.warmup_s, s.load.duration_s) for s in steady]
+    lengths = lengths_sent(facts["texts"])
+    points = [_measured(s, folder, lengths) for s in steady]
     fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)
     if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
         raise CapacityError(
             f"{folder} has {len(fitted)} steady rates to fit and {len(closed)} valid numbers of users, expected at "
             f"least {_MIN_RATES} and 3: `make bench PROFILE=sweep` measures them"
         )
-    lengths = lengths_sent(facts["texts"])
     instances = facts["classifier_instances"]
     per_token_s = capacity_model.time_per_token_s(instances, _saturated_per_s(closed, instances), float(lengths.mean()))
     merged = facts.get(MERGED_KEY) or _largest_execution(one)
     alone = _alone(one, per_token_s * float(lengths.mean()))
     base = Service(per_token_s, 0.0, _elsewhere_s(steady[0]), alone=alone, instances=instances, max_merged=merged)
-    service, alternatives = capacity_model.calibrate(base, fitted, lengths)
+    service, alternatives = capacity_model.calibrate(base, fitted)
     law = capacity_model.fit_scalability(*zip(*closed, strict=True))
     return Fit(law, closed, service, alternatives, lengths, fitted, held_out, highest, crossing)
 
 
 def errors(found: Fit) -> list[dict[str, float]]:
-    """Returns measured and predicted p99 for the rates that were held out."""
+    """Returns measured and predicted p99 for the rates that were held out: the median over the fitted paces."""
     rows = []
     for run in found.held_out:
-        repetitions = capacity_model.repeat(run, found.lengths)
-        predicted = capacity_model.as_measured_ms(found.service, run, repetitions)[1]
+        again = capacity_model.repeat(run)
+        by_pace = [capacity_model.as_measured_ms(found.service, run, again, pace)[-1] for pace in found.service.paces]
+        predicted = float(np.median(by_pace))
         rows.append({"rate_per_s": run.rate_per_s, "measured_p99_ms": run.p99_ms, "predicted_p99_ms": predicted})
     return rows
 
 
+def _measured(summary: Summary, folder: Path, lengths: Floats) -> Measured:
+    """Returns the open loop `summary`, whose reviews have some of `lengths`: which, older files do not say."""
+    data, *window_s = window(summary, folder)
+    due = data.due_between(*window_s)
+    is_known = (data.texts != samples.UNKNOWN).all()
+    tokens = lengths[data.texts] if is_known else np.random.default_rng(0).choice(lengths, data.texts.size)
+    latency_ms = due.latency_s[due.ok] * 1000
+    return Measured(summary.offered_per_s, data.scheduled_s, tokens, (window_s[0], window_s[1]), latency_ms)
+
+
 def lengths_sent(source: dict[str, Any]) -> Floats:
-    """Returns the tokens, truncated, of the reviews that run.json's `texts` describe."""
+    """Returns the tokens, truncated, of each of the reviews that run.json's `texts` describe, in their order."""
     data = None if source["data"] == "generated" else Path(source["data"])
     reviews = texts.make("imdb", source["reviews"], source["seed"], data)
     encoder = ReviewEncoder(REPOSITORY / TOKENIZER_FILE)
@@ -118,6 +131,7 @@ def _split(points: Sequence[Measured], highest_per_s: float | None) -> tuple[lis
     """Returns the measurements to fit and those held out: around the highest rate, or every second without one."""
     if highest_per_s is None:
         return list(points[::2]), list(points[1::2])
+    points = [point for point in points if point.rate_per_s <= _FAR * highest_per_s]
     near = [abs(point.rate_per_s / highest_per_s - 1) <= HELD_OUT_SHARE for point in points]
     return (
         [point for point, held in zip(points, near, strict=True) if not held],

@@ -6,10 +6,11 @@ contention s and coherence k (N. J. Gunther, Guerrilla Capacity Planning, Spring
 Latency over rate, open loop: classifier instances that, when free, each take the oldest that wait, up to as many as
 the server merges (bulk service; N. T. J. Bailey, J. R. Stat. Soc. B 16, 1954), with a time proportional to tokens. It
 has no closed form for percentiles with such a service time, so it is simulated. Within an execution the oldest review
-runs first and is answered at once. An execution that finds its instance idle takes longer, as was seen (a queue in
-which the first customer of a busy period is exceptional; P. D. Welch, Operations Research 12, 1964). What else the
-machine does makes either single executions slower and faster, or all of them for seconds at a time (a queue subject to
-extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971). Where a review that comes alone takes
+runs first and is answered at once. What else the machine does makes executions slower and faster in two ways (a queue
+subject to extraneous phase changes; M. F. Neuts, Advances in Applied Probability 3, 1971): from minute to minute, by
+the paces that were measured, and within them, one by one or all for a part of a second, by factors whose logarithm
+follows the distribution of the largest of many (E. J. Gumbel, Statistics of Extremes, Columbia University Press 1958):
+reviews that were alone on a server took that, a long tail of slow ones included. Where a review that comes alone takes
 the cores of all instances, it is done sooner, whoever comes meanwhile waits for it, and instances lend each other
 cores, so that each review waits for a core by itself. The time a token comes from the
 utilisation law, instances = throughput x time a review, where all are busy (P. J. Denning and J. P. Buzen, ACM
@@ -30,12 +31,16 @@ Floats = npt.NDArray[np.float64]
 _SAMPLE = 5_000
 _MIN_REPETITIONS = 8
 """Requests and runs, at least, behind a percentile that is compared with a measured one."""
-_LONG_SAMPLE = 300_000
+_LONG_SAMPLE = 200_000
 _LONG_S = 2000.0
 _IDLE_SHARE = 0.001
-_NOISE = np.linspace(0.0, 0.5, 11).tolist()
-_WAKING = np.linspace(0.0, 0.3, 4).tolist()
-_LASTING_S = (0.0, 1.0, 3.0, 10.0)
+_NOISE = np.linspace(0.0, 0.24, 13).tolist()
+_LASTING_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0)
+_PACES = np.geomspace(0.6, 1.9, 12)
+PACE_LASTS_S = 60.0
+"""A run's length, of which each tells one pace."""
+PERCENTS = (50, 90, 95, 99)
+"""The first tells a run's pace, the others the noise within it."""
 
 
 @dataclass(frozen=True)
@@ -83,36 +88,52 @@ class Service:
 
     per_token_s: float
     noise: float
-    """Standard deviation of the logarithm of an execution's time: whatever else the machine does. It leaves the
-    throughput of busy instances as it is."""
+    """Scale of the logarithm of an execution's time, which follows Gumbel's distribution: whatever else the machine
+    does. It leaves the throughput of busy instances as it is."""
     elsewhere_s: float
     """Added to each request: tokenizing, network, client."""
-    waking: float = 0.0
-    """Share by which an execution takes longer when its instance was idle."""
     alone: float | None = None
-    """Share of a review's time that it takes on the cores of all instances, when it comes alone and all are idle,
-    `waking` included; then instances lend each other their cores, and a review waits for the next one that is free,
-    whatever it was merged with. None where reviews keep to their instance's."""
+    """Share of a review's time that it takes on the cores of all instances, when it comes alone and all are idle; then
+    instances lend each other their cores, and a review waits for the next one that is free, whatever it was merged
+    with. None where reviews keep to their instance's."""
     instances: int = 1
     """Of the classifier; they share one queue."""
     noise_lasts_s: float = 0.0
     """How long the noise stays the same, for all instances; 0 if every execution has its own."""
     max_merged: int = 64
     """Reviews that an execution takes at most; the default is the classifier's `max_batch_size`."""
+    paces: tuple[float, ...] = (1.0,)
+    """A review's time over what `per_token_s` says, in each of the runs that were measured: machines are slower and
+    faster from minute to minute. They take turns, each for `PACE_LASTS_S`."""
 
     def saturated_per_s(self, mean_tokens: float) -> float:
-        """Returns reviews a second while all instances are busy."""
-        return self.instances / (self.per_token_s * mean_tokens)
+        """Returns reviews a second, in the long run, while all instances are busy."""
+        return float(np.mean(1 / np.array(self.paces))) * self.instances / (self.per_token_s * mean_tokens)
 
 
-class Measured(NamedTuple):
-    """A measured open loop: its rate, its percentiles, and how long it ran."""
+@dataclass(frozen=True)
+class Measured:
+    """A measured open loop of n requests with one review each."""
 
     rate_per_s: float
-    p50_ms: float
-    p99_ms: float
-    warmup_s: float
-    duration_s: float
+    arrivals_s: Floats
+    """When they were due, those before and after the window too, (n,)."""
+    tokens: Floats
+    """Of their reviews, truncated, (n,)."""
+    window_s: tuple[float, float]
+    """What counts: what was due from the one to the other."""
+    latency_ms: Floats
+    """Of right answers that count."""
+
+    @property
+    def percentiles_ms(self) -> Floats:
+        """Latencies at `PERCENTS`."""
+        return np.array([percentile(self.latency_ms, percent) for percent in PERCENTS])
+
+    @property
+    def p99_ms(self) -> float:
+        """Latency that 99 % keep."""
+        return percentile(self.latency_ms, 99)
 
 
 class Requests(NamedTuple):
@@ -121,7 +142,9 @@ class Requests(NamedTuple):
     arrivals_s: Floats
     tokens: Floats
     luck: Floats
-    """Standard normal, as many as requests: of the execution that each leads, or of the times that the noise lasts."""
+    """Standard Gumbel, as many as requests: of the execution that each leads, or of the times that the noise lasts."""
+    first_pace: int = 0
+    """Whose turn it is at the start."""
 
 
 def time_per_token_s(instances: int, saturated_per_s: float, mean_tokens: float) -> float:
@@ -141,16 +164,18 @@ def draw(
     count = random.poisson(peak_per_s * duration_s)
     arrivals = np.sort(random.uniform(0, duration_s, count))
     arrivals = arrivals[random.uniform(0, peak_per_s, count) < rate_per_s(arrivals)]
-    return Requests(arrivals, random.choice(lengths, arrivals.size), random.standard_normal(arrivals.size))
+    tokens, luck = random.choice(lengths, arrivals.size), random.gumbel(size=arrivals.size)
+    return Requests(arrivals, tokens, luck, int(random.integers(1 << 30)))
 
 
 def serve(service: Service, requests: Requests) -> Floats:
     """Returns the latency, in seconds, of each request."""
     arrivals = requests.arrivals_s.tolist()  # lists: a few elements at a time are slow in numpy
     seconds = (requests.tokens * service.per_token_s).tolist()
-    lasts_s, variance = service.noise_lasts_s, service.noise**2
+    lasts_s, scale = service.noise_lasts_s, service.noise
     # Executions on average as long, or, over time, as many of them, as without noise.
-    noise = np.exp(service.noise * requests.luck + (variance if lasts_s else -variance) / 2).tolist()
+    unbiased = math.gamma(1 + scale) if lasts_s else 1 / math.gamma(1 - scale)
+    noise = (np.exp(scale * requests.luck) * unbiased).tolist()
     done: list[float] = []
     free_s = [0.0] * service.instances  # when each instance is free, a heap
     count, start = len(arrivals), 0
@@ -160,13 +185,12 @@ def serve(service: Service, requests: Requests) -> Floats:
         taken_s = max(free, arrivals[start])
         at = begin_s = max(taken_s, alone_until_s)
         slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start]
+        slowed *= service.paces[(requests.first_pace + int(begin_s / PACE_LASTS_S)) % len(service.paces)]
         limit = min(start + (service.max_merged if service.alone is None else 1), count)
         is_single = start + 1 == count or arrivals[start + 1] > taken_s
         if service.alone is not None and is_single and max(free_s, default=0.0) <= taken_s == begin_s:
             slowed *= service.alone
             alone_until_s = begin_s + seconds[start] * slowed
-        elif free < begin_s:
-            slowed *= 1 + service.waking
         while start < limit and arrivals[start] <= taken_s:
             at += seconds[start] * slowed
             done.append(at)
@@ -204,47 +228,57 @@ def percentile(values: Floats, percent: float) -> float:
     return float(np.percentile(values, percent, method="higher"))
 
 
-def repeat(run: Measured, lengths: Floats) -> list[Requests]:
-    """Returns the requests of several runs as long as `run`, warm-up included, at its rate."""
-    count = max(_MIN_REPETITIONS, math.ceil(_SAMPLE / (run.rate_per_s * run.duration_s)))
-    length_s = run.warmup_s + run.duration_s
-    return [_constant(run.rate_per_s, length_s, lengths, seed) for seed in range(count)]
+def repeat(run: Measured) -> list[Requests]:
+    """Returns the requests of `run`, several times, each with other luck."""
+    count = max(_MIN_REPETITIONS, math.ceil(_SAMPLE / run.arrivals_s.size))
+    lucks = [np.random.default_rng(seed).gumbel(size=run.arrivals_s.size) for seed in range(count)]
+    return [Requests(run.arrivals_s, run.tokens, luck) for luck in lucks]
 
 
-def as_measured_ms(service: Service, run: Measured, repetitions: Sequence[Requests]) -> tuple[float, float]:
-    """Returns p50 and p99, in ms, of a run like `run`, begun with an empty queue: the medians over `repetitions`."""
-    found = []
-    for requests in repetitions:
-        latency_ms = serve(service, requests)[requests.arrivals_s >= run.warmup_s] * 1000
-        if latency_ms.size:
-            found.append((percentile(latency_ms, 50), percentile(latency_ms, 99)))
-    if not found:
-        return float("nan"), float("nan")
-    p50, p99 = np.median(found, axis=0).tolist()
-    return p50, p99
+def as_measured_ms(service: Service, run: Measured, repetitions: Sequence[Requests], pace: float) -> Floats:
+    """Returns the percentiles `PERCENTS`, in ms, of `run` on a machine of that `pace`: the medians over
+    `repetitions`."""
+    at_pace = replace(service, paces=(pace,))
+    counts = (run.arrivals_s >= run.window_s[0]) & (run.arrivals_s < run.window_s[1])
+    latencies_ms = [serve(at_pace, requests)[counts] * 1000 for requests in repetitions]
+    found = [[percentile(one, percent) for percent in PERCENTS] for one in latencies_ms]
+    return np.asarray(np.median(found, axis=0), dtype=np.float64)
 
 
-def calibrate(base: Service, measured: Sequence[Measured], lengths: Floats) -> tuple[Service, list[Service]]:
-    """Returns `base` with the noise, its lasting and the waking at which simulated p50 and p99 are closest to the
-    measured, and those that are closest when any one of the measured is left out.
+def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, list[Service]]:
+    """Returns `base` with the paces of the measured runs and the noise that is closest to them, and the same without
+    each of these runs in turn.
 
-    Closest: the sum of absolute differences of logarithms, which one unlucky run does not decide as it would squares.
+    A run's pace is that at which the simulated p50 is the measured one. Closest: the sum of absolute differences of
+    logarithms of the other percentiles, which one unlucky run does not decide as it would squares.
     """
     tried = [
-        replace(base, noise=noise, noise_lasts_s=lasting_s, waking=waking)
+        replace(base, noise=noise, noise_lasts_s=lasting_s)
         for noise in _NOISE
         for lasting_s in (_LASTING_S if noise else (0.0,))
-        for waking in _WAKING
     ]
     errors = np.empty((len(tried), len(measured)))
+    paces = np.empty_like(errors)
     for column, run in enumerate(measured):
-        repetitions = repeat(run, lengths)
+        repetitions = repeat(run)
         for row, service in enumerate(tried):
-            p50, p99 = as_measured_ms(service, run, repetitions)
-            errors[row, column] = abs(np.log(p50 / run.p50_ms)) + abs(np.log(p99 / run.p99_ms))
-    total = errors.sum(axis=1)
-    without_one = {int(np.argmin(total - errors[:, column])) for column in range(len(measured))}
-    return tried[int(np.argmin(total))], [tried[row] for row in sorted(without_one)]
+            paces[row, column], errors[row, column] = _pace(service, run, repetitions)
+
+    def best(among: Sequence[int]) -> Service:
+        row = int(np.argmin(errors[:, among].sum(axis=1)))
+        return replace(tried[row], paces=tuple(paces[row, among].tolist()))
+
+    every = range(len(measured))
+    return best(every), [best([other for other in every if other != one]) for one in every]
+
+
+def _pace(service: Service, run: Measured, repetitions: Sequence[Requests]) -> tuple[float, float]:
+    """Returns the pace of `run`, and how far the other percentiles are off at it."""
+    curves = np.log([as_measured_ms(service, run, repetitions, pace) for pace in _PACES]).T  # (percents, paces)
+    measured, scale = np.log(run.percentiles_ms), np.log(_PACES)
+    pace = np.interp(measured[0], np.maximum.accumulate(curves[0]), scale)
+    found = np.array([np.interp(pace, scale, curve) for curve in curves[1:]])
+    return float(np.exp(pace)), float(np.abs(found - measured[1:]).sum())
 
 
 def highest_rate(service: Service, p99_limit_ms: float, lengths: Floats) -> float:

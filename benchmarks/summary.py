@@ -177,10 +177,16 @@ def summarise(file: Path) -> Summary:
     )
 
 
+def window(summary: Summary, folder: Path) -> tuple[Samples, float, float]:
+    """Returns all samples of `summary` in `folder`, and start and end of their window on their clock, in s."""
+    start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
+    return samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}"), start_s, end_s
+
+
 def due_in_window(summary: Summary, folder: Path) -> tuple[Samples, float]:
     """Returns the samples of `summary` in `folder` that count, and the start of their window on their clock, in s."""
-    start_s, end_s = json.loads((folder / f"{summary.name}.json").read_text())["window_s"]
-    return samples.read(folder / f"{summary.name}{SAMPLES_SUFFIX}").due_between(start_s, end_s), start_s
+    data, start_s, end_s = window(summary, folder)
+    return data.due_between(start_s, end_s), start_s
 
 
 def _percentile(values: "np.typing.NDArray[np.float64]", percent: float) -> float:

@@ -12,7 +12,7 @@ from benchmarks.profiles import Load
 from benchmarks.samples import OK, Sample
 from export.repository import REPOSITORY, TOKENIZER_FILE
 
-TRUE = Service(per_token_s=1.1e-4, noise=0.1, elsewhere_s=0.003, waking=0.2, instances=2)
+TRUE = Service(per_token_s=1.1e-4, noise=0.1, elsewhere_s=0.003, instances=2)
 """The replica that the raw files come from."""
 REVIEWS = 64
 WINDOW_S = 120.0
@@ -60,10 +60,9 @@ def sweep(lengths: capacity_model.Floats, tmp_path_factory: pytest.TempPathFacto
 
 
 def write(folder: Path, name: str, loop: str, level: float, rows: list[Sample], mean_tokens: float) -> None:
-    """Writes one measurement; every execution held one review, and took what `TRUE` says of a mean one
-    that finds its instance idle."""
+    """Writes one measurement; every execution held one review, and took what `TRUE` says of a mean one."""
     samples.write(folder / f"{name}.csv.gz", rows, 0.0)
-    took_us = len(rows) * TRUE.per_token_s * mean_tokens * (1 + TRUE.waking) * 1e6
+    took_us = len(rows) * TRUE.per_token_s * mean_tokens * 1e6
     counters = {
         "nv_inference_request_success{sentiment}": len(rows),
         "nv_inference_request_duration_us{sentiment}": took_us,
