@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench                             # profile smoke, about a minute
     python -m benchmarks.bench --profile slo               # the promise at the stated load
-    python -m benchmarks.bench --profile sweep             # highest rates, latency against rate; half an hour
+    python -m benchmarks.bench --profile sweep             # highest rates, latency against rate; forty minutes
     python -m benchmarks.bench --profile soak --rate 30    # twenty minutes, memory must not grow
     ... --http-url http://node:8000 --grpc-url grpc://node:8001 --metrics-url http://node:8002/metrics
 
