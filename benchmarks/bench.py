@@ -92,11 +92,13 @@ class Bench:
         )
 
         failed_at: list[float] = []  # rates at which the load generator, not the service, was what failed
+        came_per_s: dict[float, float] = {}  # by the rate asked for, of which Poisson arrivals miss some per cent
 
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             held = not summary.broken(self.rules.limits)
+            came_per_s[rate_per_s] = summary.offered_per_s
             limited = summary.generator_failed(self.rules.validity)
             if limited:
                 failed_at.append(rate_per_s)
@@ -104,9 +106,10 @@ class Bench:
                 return None
             return Outcome(held, late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
 
-        found = highest_rate(
+        asked = highest_rate(
             measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
         )
+        found = None if asked is None else came_per_s[asked]
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
         above = f"; the load generator failed at {min(failed_at):.1f}, so it may hold more" if failed_at else ""
         print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}{above}")

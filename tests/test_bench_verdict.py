@@ -170,6 +170,17 @@ def test_a_rate_replaces_that_of_the_gated_open_loops_and_is_recorded(
     assert json.loads((tmp_path / "out" / verdict.RUN_FILE).read_text())["rate_per_s"] == 7.5
 
 
+def test_a_search_tells_the_rate_that_came_not_the_one_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {"tool": "search", "name": "highest", "protocol": "grpc", "duration_s": 10, "probe_s": 10}
+    assert run_bench(monkeypatch, tmp_path, stage, rows=steady()) == 0
+    assert last_line(capsys)["highest_rate_per_s"] == {"highest": 10.0}
+    asked = {json.loads(file.read_text())["load"]["level"] for file in (tmp_path / "out").glob("highest-[0-9]*.json")}
+    assert asked
+    assert 10.0 not in asked
+
+
 def test_a_rate_leaves_other_stages_alone_and_needs_a_gated_open_loop() -> None:
     stages = [{**OPEN, "gate": True}, {**OPEN, "name": "b"}, {**USERS, "gate": True}, {**STAGE, "tool": "search"}]
     changed = Profile.model_validate({"about": "", "stages": stages}).at_rate(3).stages
