@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 Floats = npt.NDArray[np.float64]
 _SAMPLE = 5_000
@@ -259,7 +260,7 @@ def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, lis
     ]
     errors = np.empty((len(tried), len(measured)))
     paces = np.empty_like(errors)
-    for column, run in enumerate(measured):
+    for column, run in enumerate(tqdm(measured, desc="fitting", unit="run", disable=None)):
         repetitions = repeat(run)
         for row, service in enumerate(tried):
             paces[row, column], errors[row, column] = _pace(service, run, repetitions)
