@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks.capacity_plot import draw
 
     folder = options.results or _newest_sweep()
-    print("fitting, some five minutes; more with more requests ...", file=sys.stderr)
+    print("fitting ...", file=sys.stderr)
     found = capacity_fit.fit(folder)
     print(f"simulating; longer with --startup-s, here {options.startup_s:g} ...", file=sys.stderr)
     result = plan(found, options.rate, options.p99_ms, options.startup_s, options.detect_s)

@@ -18,12 +18,12 @@ Computing Surveys 10, 1978); it so contains what the tokenizer, the server and t
 cores.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
@@ -171,33 +171,61 @@ def draw(
 
 def serve(service: Service, requests: Requests) -> Floats:
     """Returns the latency, in seconds, of each request."""
-    arrivals = requests.arrivals_s.tolist()  # lists: a few elements at a time are slow in numpy
-    seconds = (requests.tokens * service.per_token_s).tolist()
     lasts_s, scale = service.noise_lasts_s, service.noise
     # Executions on average as long, or, over time, as many of them, as without noise.
     unbiased = math.gamma(1 + scale) if lasts_s else 1 / math.gamma(1 - scale)
-    noise = (np.exp(scale * requests.luck) * unbiased).tolist()
-    done: list[float] = []
-    free_s = [0.0] * service.instances  # when each instance is free, a heap
-    count, start = len(arrivals), 0
+    done_s: Floats = _done_s(
+        requests.arrivals_s,
+        requests.tokens * service.per_token_s,
+        np.exp(scale * requests.luck) * unbiased,
+        lasts_s,
+        np.array(service.paces),
+        requests.first_pace,
+        service.instances,
+        service.max_merged,
+        service.alone or 0.0,
+    )
+    return done_s - requests.arrivals_s + service.elsewhere_s
+
+
+@numba.njit()
+def _done_s(
+    arrivals_s: Floats,
+    seconds: Floats,
+    noise: Floats,
+    lasts_s: float,
+    paces: Floats,
+    first_pace: int,
+    instances: int,
+    max_merged: int,
+    alone: float,
+) -> Floats:
+    """Returns when each request of `serve` is done; `seconds` is its time on an instance, `alone` 0 where cores are
+    not lent. Compiled when it is first called, in two seconds: a fit simulates more than a hundred million requests."""
+    count = arrivals_s.size
+    done_s = np.empty(count)
+    free_s = np.zeros(instances)  # when each instance is free
     alone_until_s = 0.0
+    start = 0
     while start < count:
-        free = heapq.heappop(free_s)
-        taken_s = max(free, arrivals[start])
-        at = begin_s = max(taken_s, alone_until_s)
+        instance = np.argmin(free_s)
+        taken_s = max(free_s[instance], arrivals_s[start])
+        begin_s = max(taken_s, alone_until_s)
         slowed = noise[int(begin_s / lasts_s) % count if lasts_s else start]
-        slowed *= service.paces[(requests.first_pace + int(begin_s / PACE_LASTS_S)) % len(service.paces)]
-        limit = min(start + (service.max_merged if service.alone is None else 1), count)
-        is_single = start + 1 == count or arrivals[start + 1] > taken_s
-        if service.alone is not None and is_single and max(free_s, default=0.0) <= taken_s == begin_s:
-            slowed *= service.alone
-            alone_until_s = begin_s + seconds[start] * slowed
-        while start < limit and arrivals[start] <= taken_s:
-            at += seconds[start] * slowed
-            done.append(at)
+        slowed *= paces[(first_pace + int(begin_s / PACE_LASTS_S)) % paces.size]
+        if alone and begin_s == taken_s and (start + 1 == count or arrivals_s[start + 1] > taken_s):
+            free_s[instance] = 0.0
+            if free_s.max() <= taken_s:  # the others are idle too
+                slowed *= alone
+                alone_until_s = begin_s + seconds[start] * slowed
+        limit = min(start + (1 if alone else max_merged), count)
+        at_s = begin_s
+        while start < limit and arrivals_s[start] <= taken_s:
+            at_s += seconds[start] * slowed
+            done_s[start] = at_s
             start += 1
-        heapq.heappush(free_s, at)
-    return np.array(done) - requests.arrivals_s + service.elsewhere_s
+        free_s[instance] = at_s
+    return done_s
 
 
 def simulate(
@@ -242,7 +270,7 @@ def as_measured_ms(service: Service, run: Measured, repetitions: Sequence[Reques
     at_pace = replace(service, paces=(pace,))
     counts = (run.arrivals_s >= run.window_s[0]) & (run.arrivals_s < run.window_s[1])
     latencies_ms = [serve(at_pace, requests)[counts] * 1000 for requests in repetitions]
-    found = [[percentile(one, percent) for percent in PERCENTS] for one in latencies_ms]
+    found = [np.percentile(one, PERCENTS, method="higher") for one in latencies_ms]
     return np.asarray(np.median(found, axis=0), dtype=np.float64)
 
 
