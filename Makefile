@@ -7,6 +7,8 @@ DEV_VENV := .venv
 BENCH_VENV := .venv-bench
 CHECKPOINT ?= artefacts/reference
 MODEL ?= grpc://127.0.0.1:8001
+# perf_analyzer is a program that tritonclient's wheels carried up to 2.60.0; this one's runs with the libraries in nvidia-pytriton.
+PERF_ANALYZER = --no-deps --target $(@D)/perf_analyzer tritonclient==2.51.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help serve test check train evaluate export engine bench report capacity bench-compare clean
@@ -26,15 +28,15 @@ $(DEV_VENV)/.ready: requirements.txt requirements-bench.txt requirements-serve.t
 	@echo "Installing requirements.txt into $(DEV_VENV) (once, a few minutes) ..."
 	@$(PYTHON) -m venv --clear $(DEV_VENV)
 	@$(DEV_VENV)/bin/pip install --quiet -r requirements.txt -c constraints.txt
+	@$(DEV_VENV)/bin/pip install --quiet $(PERF_ANALYZER)
 	@touch $@
 
-# perf_analyzer is a program that tritonclient's wheels carried up to 2.60.0; this one's runs with the libraries in nvidia-pytriton.
 $(BENCH_VENV)/.ready: requirements-bench.txt requirements-serve.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python %d.%d came, expected 3.10, 3.11 or 3.12: make bench PYTHON=python3.11" % v)'
 	@echo "Installing requirements-bench.txt into $(BENCH_VENV) (once) ..."
 	@$(PYTHON) -m venv --clear $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/pip install --quiet -r requirements-bench.txt -c constraints.txt
-	@$(BENCH_VENV)/bin/pip install --quiet --no-deps --target $(BENCH_VENV)/perf_analyzer tritonclient==2.51.0
+	@$(BENCH_VENV)/bin/pip install --quiet $(PERF_ANALYZER)
 	@touch $@
 
 serve: $(SERVE_VENV)/.ready ## Serve the model on 127.0.0.1 (HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002)

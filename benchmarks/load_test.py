@@ -3,14 +3,14 @@
 import functools
 import json
 import logging
+import math
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import answers, doors, samples, texts, triton_metrics
+from benchmarks import answers, arrivals, doors, samples, texts, triton_metrics
 from benchmarks.doors import Door, Urls
 from benchmarks.profiles import Load, Protocol, TextKind
 from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
@@ -39,12 +39,6 @@ class Options:
     warmup_s: float = 5.0
     window_s: float = 0.0
     out: str = ""
-
-    @property
-    def arrivals_seed(self) -> list[int]:
-        """Of an open loop. Another one for each measurement, by its name: runs that shared their arrivals, stretched to
-        their rate, would all have the same bursts, and together tell no more about them than one."""
-        return [self.source.seed, zlib.crc32(Path(self.out).name.encode())]
 
 
 class InFlight:
@@ -112,6 +106,28 @@ class LoadTest:
         self._in_flight = InFlight()
         self._origin_s = time.perf_counter()
         self._raw: dict[str, Any] = {}
+
+    def arrivals_s(self, protocol: Protocol) -> Iterator[float]:
+        """Yields, without end, the seconds from the start at which the requests of an open loop are due.
+
+        The first review of the window is the first in order, whatever the warm-up, as perf_analyzer has it.
+        """
+        options = self.options
+        load = Load(
+            tool="locust",
+            protocol=protocol,
+            loop="open",
+            level=options.rate_per_s,
+            texts=options.kind,
+            batch_size=options.batch_size,
+            warmup_s=options.warmup_s,
+            duration_s=options.window_s or math.inf,
+        )
+        before_s = arrivals.warmup_s(load, options.source.seed)
+        self._position = -len(before_s) * options.batch_size
+        yield from before_s
+        for due_s in arrivals.window_s(load, options.source.seed):
+            yield options.warmup_s + due_s
 
     def due(self, due_s: float) -> None:
         """Counts a request that is due at `due_s` (time.perf_counter); `ask` with the same time must follow."""

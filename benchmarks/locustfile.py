@@ -29,7 +29,6 @@ from typing import Any, Literal, cast
 
 import gevent
 import gevent.pool
-import numpy as np
 from grpc.experimental import gevent as grpc_gevent
 from locust import User, constant, events, task
 from locust.env import Environment
@@ -203,15 +202,15 @@ class _OpenLoop(_SentimentUser):
     def on_start(self) -> None:
         super().on_start()
         self.in_flight = gevent.pool.Group()
-        self.random = np.random.default_rng(self.test.options.arrivals_seed)
-        self.due_s = time.perf_counter()
+        self.arrivals_s = self.test.arrivals_s(self.protocol)
+        self.start_s = time.perf_counter()
 
     @task
     def arrive(self) -> None:
-        self.due_s += self.random.exponential(1 / self.test.options.rate_per_s)
-        gevent.sleep(max(0.0, self.due_s - time.perf_counter()))
-        self.test.due(self.due_s)
-        self.in_flight.spawn(self.ask, self.due_s)
+        due_s = self.start_s + next(self.arrivals_s)
+        gevent.sleep(max(0.0, due_s - time.perf_counter()))
+        self.test.due(due_s)
+        self.in_flight.spawn(self.ask, due_s)
 
     def on_stop(self) -> None:
         self.in_flight.join(timeout=DRAIN_S)

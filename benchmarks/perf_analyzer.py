@@ -1,8 +1,10 @@
 """One measurement with perf_analyzer, whose raw timestamps are kept in the same files as Locust's.
 
-Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR` (`make bench` puts
-it there), with the two libraries that it misses from the nvidia-pytriton wheel. It has no warm-up of its own and
-measures a request from sending on: what its own sending was late by does not count, unlike in Locust's open loop.
+Where none is on the PATH, the one in the tritonclient 2.51.0 wheel is taken from `PERF_ANALYZER_DIR`, else from the
+running environment (the Makefile puts it there), with the two libraries that it misses from the nvidia-pytriton wheel.
+It has no warm-up of its own and measures a request from sending on: what its own sending was late by does not count,
+unlike in Locust's open loop. An open loop has the arrivals and reviews of Locust's window under the same load
+(arrivals.py).
 
 It checks no answers: it could compare them with `validation_data`, but compares those of an open loop with another
 request's once several are in flight. One request that fails ends it and with it the run: its measurements hold none.
@@ -17,19 +19,19 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks import samples, texts, triton_metrics
+from benchmarks import arrivals, samples, texts, triton_metrics
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
 from benchmarks.profiles import Load
 from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
-from benchmarks.service import CHECKOUT
 from benchmarks.texts import TextSource
 
 WINDOWS = 3
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 def find() -> Path | None:
     """Returns the perf_analyzer to run, None where there is none."""
     on_path = shutil.which("perf_analyzer")
-    folder = Path(os.environ.get("PERF_ANALYZER_DIR") or CHECKOUT / ".venv-bench" / "perf_analyzer")
+    folder = Path(os.environ.get("PERF_ANALYZER_DIR") or Path(sys.prefix) / "perf_analyzer")
     in_wheel = folder / "bin" / "perf_analyzer"
     return Path(on_path) if on_path else in_wheel if in_wheel.is_file() else None
 
@@ -68,7 +70,7 @@ def command(binary: Path, load: Load, urls: Urls, scratch: Path) -> list[str]:
     """Returns perf_analyzer's command line for `load`, inputs and outputs in `scratch`."""
     level = f"{load.level:g}"
     url = urls.grpc if load.protocol == "grpc" else urls.http
-    open_loop = ["--request-rate-range", f"{level}:{level}:1", "--request-distribution", "poisson"]
+    open_loop = ["--request-intervals", str(scratch / "intervals.txt")]
     closed_loop = ["--concurrency-range", f"{level}:{level}:1"]
     return [
         *(str(binary), "-m", triton_metrics.ENSEMBLE, "-u", urlsplit(url).netloc),
@@ -90,13 +92,18 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     """
     binary = find()
     if binary is None:
-        raise LoadError("no perf_analyzer on the PATH nor in PERF_ANALYZER_DIR: `make bench` fetches it")
+        raise LoadError(
+            "no perf_analyzer on the PATH, in PERF_ANALYZER_DIR or in this environment: `make bench` fetches it"
+        )
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as name:
         scratch = Path(name)
         reviews = texts.make(load.texts, source.reviews, source.seed, source.data)
         order = texts.mixed_order([len(review) for review in reviews], source.seed)
         data = [{"text": {"content": [review], "shape": [1]}} for review in map(reviews.__getitem__, order)]
         (scratch / "input.json").write_text(json.dumps({"data": data}))
+        if load.loop == "open":
+            due = arrivals.intervals_us(load, source.seed, load.duration_s * _MAX_WINDOWS / WINDOWS)
+            (scratch / "intervals.txt").write_text("\n".join(map(str, due)))
         server_before, cpu_before, start_s = watch.cpu_s(), _children_cpu_s(), time.monotonic()
         before = triton_metrics.snapshot(urls.http, urls.metrics)
         printed = _execute(command(binary, load, urls, scratch), scratch, load.duration_s)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import serving
 from serving import CHECKOUT, Server
 
-from benchmarks import perf_analyzer, verdict
+from benchmarks import arrivals, perf_analyzer, samples, texts, verdict
 from export.repository import MODEL_FILE, REPOSITORY
 
 LOCUST = {"tool": "locust", "warmup_s": 0.5}
@@ -84,14 +85,21 @@ def test_a_broken_limit_fails_the_run(server: Server, tmp_path: Path) -> None:
 
 def test_perf_analyzer_leaves_the_same_raw_files(server: Server, tmp_path: Path) -> None:
     if perf_analyzer.find() is None:
-        pytest.skip("no perf_analyzer on the PATH or in .venv-bench: make bench fetches it")
-    stage = {"tool": "perf_analyzer", "name": "pa", "protocol": "grpc", "users": [2], "duration_s": 3}
-    run = bench(server, tmp_path, [stage], p99_ms=5000)
+        pytest.skip("no perf_analyzer on the PATH or in this environment: `make test` installs one")
+    pa = {"tool": "perf_analyzer", "protocol": "grpc", "texts": "short", "duration_s": 3}
+    run = bench(
+        server, tmp_path, [{**pa, "name": "closed", "users": [2]}, {**pa, "name": "open", "rates_per_s": [8]}], 5000
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(run.stdout.splitlines()[-1])["passed"] is None
-    (summary,) = verdict.read_all(tmp_path / "out")
-    assert summary.requests > 0
-    assert json.loads((tmp_path / "out" / "pa-2.json").read_text())["perf_analyzer"]["composing_models"]
+    out = tmp_path / "out"
+    closed, opened = sorted(verdict.read_all(out), key=lambda summary: summary.load.loop)
+    assert closed.requests > 0 < opened.requests
+    assert json.loads((out / "closed-2.json").read_text())["perf_analyzer"]["composing_models"]
+
+    sent_s = samples.read(out / "open-8.csv.gz").sent_s[:20]
+    due_us = arrivals.intervals_us(opened.load, texts.DEFAULT_SEED, 3)
+    assert np.corrcoef(np.diff(sent_s), due_us[1 : sent_s.size])[0, 1] > 0.5  # by chance within 0.45 of 0
 
 
 def test_no_service_on_another_machine_is_an_error_with_the_remedy(tmp_path: Path) -> None:

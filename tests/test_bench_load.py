@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from serving import CHECKOUT
 
-from benchmarks import answers, doors, load_test, locust_run, samples
+from benchmarks import answers, arrivals, doors, load_test, locust_run, samples, texts
 from benchmarks.answers import WrongAnswerError
 from benchmarks.doors import Door, Urls
 from benchmarks.load_test import InFlight, LoadTest, Options
@@ -48,12 +49,12 @@ def summary(folder: Path, rows: Sequence[Sample], loop: str = "open", level: flo
     return summarise(folder / "one.json")
 
 
-def arrivals(count: int, latency_s: float = 0.05) -> list[Sample]:
+def steady(count: int, latency_s: float = 0.05) -> list[Sample]:
     return [Sample(at, at, at + latency_s, 1, OK) for at in np.linspace(0, 10, count, endpoint=False)]
 
 
 def users(count: int, latency_s: float = 0.1) -> list[Sample]:
-    return [row for row in arrivals(round(10 / latency_s), latency_s) for _ in range(count)]
+    return [row for row in steady(round(10 / latency_s), latency_s) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,9 @@ def test_without_a_model_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_without_known_answers_a_measurement_is_invalid(tmp_path: Path) -> None:
-    assert "no right answer was known" in summary(tmp_path, arrivals(100), known_answers=0).invalid(VALIDITY)[0]
-    assert summary(tmp_path, arrivals(100), known_answers=1).invalid(VALIDITY) == []
-    assert summary(tmp_path, arrivals(100)).invalid(VALIDITY) == []  # perf_analyzer checks none
+    assert "no right answer was known" in summary(tmp_path, steady(100), known_answers=0).invalid(VALIDITY)[0]
+    assert summary(tmp_path, steady(100), known_answers=1).invalid(VALIDITY) == []
+    assert summary(tmp_path, steady(100)).invalid(VALIDITY) == []  # perf_analyzer checks none
 
 
 def test_time_in_flight_is_counted_from_due_to_ended() -> None:
@@ -141,8 +142,8 @@ def test_time_in_flight_is_counted_from_due_to_ended() -> None:
 
 
 def test_littles_law_misses_samples_of_an_open_loop_that_were_counted(tmp_path: Path) -> None:
-    assert summary(tmp_path, arrivals(100), in_flight=0.5).invalid(VALIDITY) == []
-    assert "not in a steady state" in summary(tmp_path, arrivals(100), in_flight=0.55).invalid(VALIDITY)[0]
+    assert summary(tmp_path, steady(100), in_flight=0.5).invalid(VALIDITY) == []
+    assert "not in a steady state" in summary(tmp_path, steady(100), in_flight=0.55).invalid(VALIDITY)[0]
 
 
 def test_littles_law_misses_users_of_a_closed_loop_that_ended(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_long_requests_at_the_edges_of_a_closed_loop_are_no_miss(tmp_path: Path)
 
 @pytest.mark.parametrize(("count", "kept"), [(100, True), (128, True), (135, False), (60, False)])
 def test_an_open_loop_must_keep_to_its_rate_within_what_chance_allows(tmp_path: Path, count: int, kept: bool) -> None:
-    reasons = summary(tmp_path, arrivals(count)).invalid(VALIDITY)
+    reasons = summary(tmp_path, steady(count)).invalid(VALIDITY)
     assert [reason for reason in reasons if "did not keep to its rate" in reason] == reasons
     assert (not reasons) is kept
     assert summary(tmp_path, users(1), "closed", 1).invalid(VALIDITY) == []
@@ -165,7 +166,7 @@ def test_an_open_loop_must_keep_to_its_rate_within_what_chance_allows(tmp_path: 
 
 @pytest.mark.parametrize(("count", "is_maximum"), [(99, True), (100, True), (101, False), (400, False)])
 def test_a_p99_of_few_requests_is_the_slowest(tmp_path: Path, count: int, is_maximum: bool) -> None:
-    rows = [*arrivals(count - 1), Sample(9.0, 9.0, 9.9, 1, OK)]
+    rows = [*steady(count - 1), Sample(9.0, 9.0, 9.9, 1, OK)]
     found = summary(tmp_path, rows)
     assert found.p99_is_maximum is is_maximum
     assert (found.p99_ms == pytest.approx(900)) is is_maximum
@@ -289,7 +290,47 @@ def test_a_load_test_that_ended_or_never_began_leaves_nothing_running() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_each_measurement_has_its_own_arrivals_and_the_same_one_the_same() -> None:
-    seeds = [Options(out=f"artefacts/{out}", source=SOURCE).arrivals_seed for out in ("rates-5", "rates-10", "rates-5")]
-    assert seeds[0] == seeds[2] != seeds[1]
-    assert Options(out="artefacts/rates-5", source=TextSource(reviews=8, seed=2)).arrivals_seed != seeds[0]
+def load_of(rate_per_s: float, **changes: Any) -> Load:
+    given = {"tool": "locust", "protocol": "grpc", "loop": "open", "warmup_s": 5, "duration_s": 60, **changes}
+    return Load.model_validate({**given, "level": rate_per_s})
+
+
+def first_of(load: Load, seed: int = 1) -> list[float]:
+    return list(islice(arrivals.window_s(load, seed), 50))
+
+
+def test_arrivals_are_of_the_load_and_others_for_another() -> None:
+    once = first_of(load_of(5))
+    assert once == first_of(load_of(5))
+    assert once != first_of(load_of(5), seed=2)
+    np.testing.assert_allclose(np.diff(once, prepend=0).mean(), 1 / 5, rtol=0.5)
+    for other in (load_of(10), load_of(5, protocol="infer"), load_of(5, duration_s=30), load_of(5, texts="short")):
+        assert not np.allclose(np.array(once) * 5, np.array(first_of(other)) * other.level)
+
+
+def test_perf_analyzer_and_locust_send_the_same_at_the_same_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers.write_known(tmp_path / "known.json", {})
+    options = Options(rate_per_s=20, kind="short", source=SOURCE, known=tmp_path / "known.json", window_s=60)
+    test = LoadTest(options)
+    sent: list[str] = []
+
+    def answer(reviews: Sequence[str]) -> list[Prediction]:
+        sent.extend(reviews)
+        return [Prediction("positive", 0.9, (0.1, 0.9))]
+
+    monkeypatch.setattr(doors, "open_door", lambda *_: Door(answer, lambda: None))
+    due_s = list(takewhile(lambda at_s: at_s < options.warmup_s + 4, test.arrivals_s("grpc")))
+    for at_s in due_s:
+        test.due(at_s)
+        test.ask("grpc", at_s)
+    in_window = np.array(due_s) >= options.warmup_s
+    assert 0 < in_window.sum() < in_window.size
+
+    load = load_of(20, tool="perf_analyzer", texts="short", warmup_s=0)
+    theirs_s = np.cumsum(arrivals.intervals_us(load, SOURCE.seed, 4)) / 1e6
+    np.testing.assert_allclose(np.array(due_s)[in_window] - options.warmup_s, theirs_s[: in_window.sum()], atol=1e-6)
+    reviews = texts.make("short", SOURCE.reviews, SOURCE.seed, None)
+    order = texts.mixed_order([len(review) for review in reviews], SOURCE.seed)
+    assert sent[in_window.argmax() :][: len(order)] == [reviews[place] for place in order]
