@@ -23,6 +23,7 @@ import ctypes
 import glob
 import importlib.metadata
 import importlib.util
+import ipaddress
 import json
 import os
 import re
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ServeError(wait_for_death(server))
     except KeyboardInterrupt:
         return 0
-    except (ServeError, RepositoryError) as error:
+    except (ServeError, RepositoryError, OSError) as error:
         print(f"serve.py: error: {error}", file=sys.stderr)
     return 1
 
@@ -107,7 +108,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         variable = f"{name.upper()}_PORT"
         default = os.environ.get(variable) or str(port)
         parser.add_argument(f"--{name}-port", type=_port, default=default, metavar="PORT", help=f"or ${variable}")
-    parser.add_argument("--address", default="127.0.0.1", metavar="IP", help="where the ports listen")
+    parser.add_argument("--address", type=_ipv4, default="127.0.0.1", metavar="IP", help="where the ports listen: IPv4")
     parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
     parser.add_argument(
         "--on-engine",
@@ -131,7 +132,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="one more flag of tritonserver, as in --triton-flag=--rate-limit-resource=core:1; may be repeated",
     )
     options = parser.parse_args(argv)
-    options.address = "127.0.0.1" if options.address == "localhost" else options.address
     options.log_file = options.log_file.with_name(options.log_file.name.replace("PORT", str(options.http_port)))
     return options
 
@@ -140,6 +140,13 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 16:
         raise argparse.ArgumentTypeError(f"{text!r} came, expected a port from 1 to 65535")
     return int(text)
+
+
+def _ipv4(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address("127.0.0.1" if text == "localhost" else text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} came, expected an IPv4 address, as 127.0.0.1") from error
 
 
 def _mib(text: str) -> int:
@@ -163,8 +170,9 @@ def check(options: argparse.Namespace) -> None:
             "known vulnerabilities, no TLS over HTTP and no login. Keep 127.0.0.1 and put a gateway in front, serve "
             "with a current container, or add --allow-remote on a network you trust"
         )
-    if importlib.util.find_spec("pytriton") is None:
-        raise ServeError("the package nvidia-pytriton is not installed: run `make serve`, which installs it")
+    for module, package in {"pytriton": "nvidia-pytriton", "numpy": "numpy"}.items():
+        if importlib.util.find_spec(module) is None:
+            raise ServeError(f"the package {package} is not installed: run `make serve`, which installs it")
     if int(importlib.metadata.version("numpy").partition(".")[0]) >= 2:
         raise ServeError("numpy 2 came, expected 1.26: this Triton's Python backend dies of it: run `make serve`")
     libpython_folder()
@@ -179,6 +187,10 @@ def check(options: argparse.Namespace) -> None:
             f"the folder for temporary files is {tempfile.gettempdir()!r}, expected one without spaces, quotes and "
             "the like, in ASCII, since Triton hands it to a shell unquoted: run `TMPDIR=/tmp make serve`"
         )
+    for flag in options.triton_flag:
+        name = flag.partition("=")[0]  # Triton takes shortened ones too, and the last of several
+        if any(f"--{port}-address".startswith(name) for port in PORTS):
+            raise ServeError(f"--triton-flag={flag} came: where the ports listen is for --address to say")
     if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
         raise ServeError(
             "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "
@@ -450,7 +462,11 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _log_errors(log_file: Path, max_lines: int = 12) -> str:
     """Returns the last lines of Triton's log that tell of errors, or its last lines if none does."""
-    lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip() and line[0] not in "|+"]
+    try:
+        log = log_file.read_text(errors="replace")
+    except OSError:  # deleted meanwhile: no reason to say nothing of why Triton died
+        return ""
+    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "|+"]
     # Without a GPU Triton logs errors about CUDA and serves all the same.
     is_error = re.compile(r"E\d{4} |error:|\S+/tritonserver: ").match
     errors = [line for line in lines if is_error(line) and "cuda" not in line.lower()]

@@ -1,7 +1,9 @@
 """When the requests of an open loop are due: Poisson arrivals, alike for Locust and perf_analyzer under the same load.
 
-Another load has other arrivals: runs that shared theirs, stretched to their rates, would all have the same bursts, and
-together tell no more about them than one. What comes before the window is drawn apart, so that it may differ.
+In each window there are exactly as many as the rate says, anywhere in it with the same probability: what Poisson
+arrivals are, given their number. So a stated rate is the rate that comes. Another load has other arrivals: runs that
+shared theirs, stretched to their rates, would all have the same bursts, and together tell no more about them than one.
+What comes before the window is drawn apart, so that it may differ.
 """
 
 import zlib
@@ -16,14 +18,15 @@ _US_PER_S = 1e6
 
 
 def window_s(load: Load, seed: int) -> Iterator[float]:
-    """Yields, without end, the seconds from the window's start to each arrival of the open loop `load`."""
-    sent = (load.protocol, load.texts, load.batch_size, load.level, load.duration_s)
-    return _poisson_s(load.level, [seed, zlib.crc32(repr(sent).encode())])
+    """Yields the seconds from the window's start to each arrival of the open loop `load`, window after window."""
+    return poisson_s(load.level, load.duration_s, [seed, zlib.crc32(repr(load.sent).encode())])
 
 
 def warmup_s(load: Load, seed: int) -> list[float]:
     """Returns the seconds from the start to each arrival before the window."""
-    return list(takewhile(lambda due_s: due_s < load.warmup_s, _poisson_s(load.level, [seed])))
+    if not load.warmup_s:
+        return []
+    return list(takewhile(lambda due_s: due_s < load.warmup_s, poisson_s(load.level, load.warmup_s, [seed])))
 
 
 def intervals_us(load: Load, seed: int, length_s: float) -> list[int]:
@@ -32,9 +35,11 @@ def intervals_us(load: Load, seed: int, length_s: float) -> list[int]:
     return [due - before for before, due in pairwise([0, *due_us])]
 
 
-def _poisson_s(rate_per_s: float, seed: Sequence[int]) -> Iterator[float]:
+def poisson_s(rate_per_s: float, length_s: float, seed: Sequence[int]) -> Iterator[float]:
+    """Yields Poisson arrivals in seconds, without end: as many in each `length_s` as the rate says."""
     random = np.random.default_rng(seed)
-    due_s = 0.0
+    count = max(1, round(rate_per_s * length_s))
+    start_s = 0.0
     while True:
-        due_s += random.exponential(1 / rate_per_s)
-        yield due_s
+        yield from (start_s + np.sort(random.uniform(0, length_s, count))).tolist()
+        start_s += length_s

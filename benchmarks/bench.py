@@ -17,7 +17,6 @@ has `passed` null and `error`.
 import argparse
 import json
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -28,7 +27,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import late_share, locust_run, perf_analyzer, processes, profiles, texts, triton_metrics, verdict
+from benchmarks import (
+    documents,
+    late_share,
+    locust_run,
+    perf_analyzer,
+    processes,
+    profiles,
+    texts,
+    triton_metrics,
+    verdict,
+)
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
 from benchmarks.processes import Watch
@@ -91,25 +100,24 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
-        failed_at: list[float] = []  # rates at which the load generator, not the service, was what failed
-        came_per_s: dict[float, float] = {}  # by the rate asked for, of which Poisson arrivals miss some per cent
+        failed_at: set[float] = set()  # rates at which the load generator, not the service, was what failed
 
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
             summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
             held = not summary.broken(self.rules.limits)
-            came_per_s[rate_per_s] = summary.offered_per_s
-            limited = summary.generator_failed(self.rules.validity)
-            if limited:
-                failed_at.append(rate_per_s)
-            if limited or (held and summary.invalid(self.rules.validity)):
+            if summary.generator_failed(self.rules.validity):
+                failed_at.add(rate_per_s)
                 return None
+            if held and summary.invalid(self.rules.validity):
+                return None
+            failed_at.discard(rate_per_s)
             return Outcome(held, late_share.trial(summary, self.folder, self.rules.limits.p99_ms))
 
-        asked = highest_rate(
+        found = highest_rate(
             measure, saturated.answered_per_s, stage.probe_s, stage.duration_s, stage.precision_percent
         )
-        found = None if asked is None else came_per_s[asked]
+        failed_at = {rate_per_s for rate_per_s in failed_at if rate_per_s > (found or 0)}
         rate = "none" if found is None else f"{found:.1f} requests/s, {found * stage.batch_size:.1f} reviews/s"
         above = f"; the load generator failed at {min(failed_at):.1f}, so it may hold more" if failed_at else ""
         print(f"{stage.name}: highest rate that held for {stage.duration_s:g} s: {rate}{above}")
@@ -141,6 +149,7 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
         runtime = meant if is_local(url) else "auto, on the server"
     return {
         "profile": options.profile,
+        "finished": False,
         "profiles_file": options.profiles.name,
         "rate_per_s": options.rate,
         "command": shlex.join(["python", "-m", "benchmarks.bench", *argv]),
@@ -175,11 +184,11 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     profile = rules.profile(options.profile)
     if options.rate is not None:
         profile = profile.at_rate(options.rate)
-    folder = options.out or RESULTS / f"{options.profile}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (options.out or RESULTS / f"{options.profile}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: its files would count as measured in this run")
-    source = TextSource(options.data, options.reviews, options.seed)
+    source = TextSource(options.data.absolute() if options.data else None, options.reviews, options.seed)
     texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts
     urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
     print(f"profile {options.profile}: {profile.about}\nresults: {folder}", flush=True)
@@ -191,6 +200,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
         facts = describe(options, service, argv)
         try:
             bench.run(profile)
+            facts["finished"] = True
         finally:
             facts["highest_rate_per_s"] = bench.highest
             (folder / verdict.RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n")
@@ -212,17 +222,8 @@ def _conclude(bench: Bench, rules: Profiles, profile: Profile, folder: Path, fac
         **facts,
         "measurements": [verdict.as_json(summary) for summary in bench.summaries],
     }
-    print(json.dumps(_finite(document)), flush=True)
+    print(documents.one_line(document), flush=True)
     return 1 if outcome.broken else 0
-
-
-def _finite(value: Any) -> Any:
-    """Returns `value` with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -263,8 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status, reason = 130, "stopped; what was measured so far is in the results folder"
     except (profiles.ProfileError, ServiceError, LoadError, texts.TextError, OSError) as error:
         status, reason = 2, str(error)
+    except Exception as error:  # else Python ends with 1, which says that a limit broke
+        logging.exception("a mistake in the load test itself, or an answer that nothing here understands")
+        status, reason = 2, f"{type(error).__name__}: {error}"
     print(f"benchmarks.bench: {'error: ' if status == 2 else ''}{reason}", file=sys.stderr)
-    print(json.dumps({"passed": None, "error": reason}), flush=True)
+    print(documents.one_line({"passed": None, "error": reason}), flush=True)
     return status
 
 

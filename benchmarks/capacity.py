@@ -13,14 +13,13 @@ Writes capacity.png into the folder; the last line on stdout is one JSON documen
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import capacity_fit, texts, verdict
+from benchmarks import capacity_fit, documents, texts, verdict
 from benchmarks.bench import RESULTS
 from benchmarks.capacity_fit import CapacityError, Fit
 from benchmarks.capacity_plan import EVENT_S, Plan, plan
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = options.results or _newest_sweep()
     print("fitting ...", file=sys.stderr)
-    found = capacity_fit.fit(folder)
+    found = capacity_fit.fit(folder, options.p99_ms)
     print(f"simulating; longer with --startup-s, here {options.startup_s:g} ...", file=sys.stderr)
     result = plan(found, options.rate, options.p99_ms, options.startup_s, options.detect_s)
     errors = capacity_fit.errors(found)
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         "lost": {"requests": result.lost, "percent": result.lost_percent},
         "plot": str(folder / "capacity.png"),
     }
-    print(json.dumps(document))
+    print(documents.one_line(document))
     return 0
 
 

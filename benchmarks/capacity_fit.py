@@ -48,13 +48,15 @@ class Fit:
     fitted: list[Measured]
     held_out: list[Measured]
     highest_per_s: float | None
-    """What the sweep's search found with one review per request, None where it did not search or found none."""
+    """What the sweep's search found with one review per request, None where it did not search, found none or searched
+    for another p99."""
     crossing: Crossing | None
-    """Where one of a hundred requests is late by all of the sweep's open loops together, None where none passes it."""
+    """Where one of a hundred requests is late by all of the sweep's open loops together, None where none passes it.
+    Late is beyond the p99 asked for."""
 
 
-def fit(folder: Path) -> Fit:
-    """Returns the replica that the sweep in `folder` measured.
+def fit(folder: Path, p99_ms: float) -> Fit:
+    """Returns the replica that the sweep in `folder` measured, and which rates of its keep `p99_ms`.
 
     Raises:
         CapacityError: too few rates or users were measured, or not with one review of IMDb's lengths per request.
@@ -63,12 +65,14 @@ def fit(folder: Path) -> Fit:
     if not run_file.exists():
         raise CapacityError(f"{folder} holds no run: `make bench PROFILE=sweep` makes one")
     facts = json.loads(run_file.read_text())
-    rules, measured = profiles.load(), _one_review(folder)
+    promised, measured = profiles.load(), _one_review(folder)
+    rules = promised.model_copy(update={"limits": promised.limits.model_copy(update={"p99_ms": p99_ms})})
     one = [s for s in measured if not s.invalid(rules.validity)]
     closed = sorted((s.load.level, s.answered_per_s) for s in one if s.load.loop == "closed")
     steady = sorted((s for s in one if s.load.loop == "open" and not s.failures), key=lambda s: s.offered_per_s)
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
-    highest, crossing = _measured_highest(facts), late_share.of_open_loops(measured, folder, rules)
+    highest = _measured_highest(facts) if p99_ms == promised.limits.p99_ms else None  # of a search for the promise
+    crossing = late_share.of_open_loops(measured, folder, rules)
     lengths = lengths_sent(facts["texts"])
     points = [_measured(s, folder, lengths) for s in steady]
     fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)

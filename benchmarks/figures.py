@@ -1,6 +1,5 @@
 """The report's plots: summaries in, PNG bytes out. The same figures give the same bytes."""
 
-import csv
 import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 
+from benchmarks import processes
 from benchmarks.late_share import Crossing
 from benchmarks.profiles import Limits
 from benchmarks.summary import Summary, due_in_window
@@ -42,14 +42,15 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
 
 
 def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:
-    """Returns the share of the window's requests answered within a latency, a curve for each longest measurement."""
+    """Returns the share of the window's requests answered rightly within a latency, a curve for each longest
+    measurement; where requests failed it ends below 1."""
     chosen = sorted(summaries, key=lambda s: (-s.load.duration_s, s.name))[:_MAX_CURVES]
 
     def draw(axes: Axes) -> None:
         for summary in sorted(chosen, key=lambda s: s.name):
             latency_ms = window_latency_ms(summary, folder)
             if latency_ms.size:
-                shares = np.arange(1, latency_ms.size + 1) / latency_ms.size
+                shares = np.arange(1, latency_ms.size + 1) / summary.requests
                 kept = np.linspace(0, latency_ms.size - 1, min(latency_ms.size, _MAX_POINTS)).astype(int)
                 axes.plot(latency_ms[kept], shares[kept], label=summary.name)
         axes.set_xscale("log")
@@ -132,15 +133,12 @@ def time_by_phase(summaries: Sequence[Summary]) -> bytes:
 
 def memory_over_time(file: Path) -> bytes:
     """Returns each server process's resident memory."""
-    columns: dict[str, list[tuple[float, float]]] = {}
-    with file.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            columns.setdefault(row["process"], []).append((float(row["time_s"]), int(row["rss_bytes"]) / 2**20))
 
     def draw(axes: Axes) -> None:
-        for name, points in sorted(columns.items()):
+        for name, points in sorted(processes.read_memory(file).items()):
             step = max(1, len(points) // _MAX_POINTS)
-            axes.plot(*zip(*points[::step], strict=True), label=name)
+            times_s, held = zip(*points[::step], strict=True)
+            axes.plot(times_s, np.array(held) / 2**20, label=name)
         axes.set_ylim(bottom=0)
 
     return _png(draw, "Resident memory of the server's processes", "time [s]", "MiB")

@@ -57,7 +57,8 @@ def trial(summary: Summary, folder: Path, limit_ms: float) -> Trial:
     due, start_s = due_in_window(summary, folder)
     is_late = ~due.ok | (due.latency_s * 1000 > limit_ms)
     slices = ((due.scheduled_s - start_s) // _SLICE_S).astype(int)
-    count = math.ceil(summary.window_s / _SLICE_S)
+    count = max(1, round(summary.window_s / _SLICE_S))
+    slices = np.minimum(slices, count - 1)  # windows are milliseconds longer than asked for
     requests = np.bincount(slices, minlength=count)
     late = np.bincount(slices, weights=is_late, minlength=count).astype(int)
     return Trial(summary.offered_per_s, requests.tolist(), late.tolist())

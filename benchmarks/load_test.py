@@ -3,12 +3,11 @@
 import functools
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import answers, arrivals, doors, samples, texts, triton_metrics
 from benchmarks.doors import Door, Urls
@@ -18,6 +17,8 @@ from benchmarks.texts import TextSource
 
 TIMEOUT_S = 10.0
 """A request without an answer by then is a failure."""
+_ENDLESS_S = 60.0
+"""For so long arrivals are drawn at once where the window has no end."""
 LABELS = ("negative", "positive")
 """The contract of the model `sentiment`, in the order of its probabilities."""
 logger = logging.getLogger(__name__)
@@ -38,7 +39,21 @@ class Options:
     """Known answers to these texts (answers.write_known), None to find them out."""
     warmup_s: float = 5.0
     window_s: float = 0.0
+    """0 is until stopped."""
     out: str = ""
+
+    def load(self, protocol: Protocol, loop: Literal["open", "closed"], level: float) -> Load:
+        """Returns the load that these options amount to; raises ValueError for what is none."""
+        return Load(
+            tool="locust",
+            protocol=protocol,
+            loop=loop,
+            level=level,
+            texts=self.kind,
+            batch_size=self.batch_size,
+            warmup_s=self.warmup_s,
+            duration_s=self.window_s or _ENDLESS_S,
+        )
 
 
 class InFlight:
@@ -104,30 +119,22 @@ class LoadTest:
         self._doors: dict[Protocol, Door] = {}
         self._samples: list[Sample] = []
         self._in_flight = InFlight()
-        self._origin_s = time.perf_counter()
+        self.start_s = time.perf_counter()
+        """When the warm-up begins."""
         self._raw: dict[str, Any] = {}
 
     def arrivals_s(self, protocol: Protocol) -> Iterator[float]:
-        """Yields, without end, the seconds from the start at which the requests of an open loop are due.
+        """Yields, without end, when the requests of an open loop are due (time.perf_counter).
 
         The first review of the window is the first in order, whatever the warm-up, as perf_analyzer has it.
         """
-        options = self.options
-        load = Load(
-            tool="locust",
-            protocol=protocol,
-            loop="open",
-            level=options.rate_per_s,
-            texts=options.kind,
-            batch_size=options.batch_size,
-            warmup_s=options.warmup_s,
-            duration_s=options.window_s or math.inf,
-        )
+        options, load = self.options, self.options.load(protocol, "open", self.options.rate_per_s)
         before_s = arrivals.warmup_s(load, options.source.seed)
         self._position = -len(before_s) * options.batch_size
-        yield from before_s
+        for due_s in before_s:
+            yield self.start_s + due_s
         for due_s in arrivals.window_s(load, options.source.seed):
-            yield options.warmup_s + due_s
+            yield self.start_s + options.warmup_s + due_s
 
     def due(self, due_s: float) -> None:
         """Counts a request that is due at `due_s` (time.perf_counter); `ask` with the same time must follow."""
@@ -163,18 +170,19 @@ class LoadTest:
         return self._doors[protocol]
 
     def watch_window(self, sleep: Callable[[float], None]) -> None:
-        """Notes Triton's counters, the time, this process's CPU time and what is in flight at both ends of the window.
+        """Notes Triton's counters, this process's CPU time and what is in flight at both ends of the window.
 
         Raises:
             OSError: Triton's counters cannot be read.
         """
-        sleep(self.options.warmup_s)
-        before = triton_metrics.snapshot(self.urls.http, self.urls.metrics)
+        window_s = [self.options.warmup_s, self.options.warmup_s + self.options.window_s]
+        sleep(max(0.0, self.start_s + window_s[0] - time.perf_counter()))
         start_s, start_cpu_s, start_in_flight_s = self._now()
-        sleep(self.options.window_s)
+        before = triton_metrics.snapshot(self.urls.http, self.urls.metrics)
+        sleep(max(0.0, self.start_s + window_s[1] - time.perf_counter()))
         end_s, end_cpu_s, end_in_flight_s = self._now()
         self._raw = {
-            "window_s": [start_s - self._origin_s, end_s - self._origin_s],
+            "window_s": window_s,
             "in_flight": (end_in_flight_s - start_in_flight_s) / max(end_s - start_s, 1e-9),
             "generator": {"cpu_s": end_cpu_s - start_cpu_s, "wall_s": end_s - start_s},
             "triton": {"before": before, "after": triton_metrics.snapshot(self.urls.http, self.urls.metrics)},
@@ -199,5 +207,5 @@ class LoadTest:
             return
         out = Path(self.options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        samples.write(out.with_name(out.name + SAMPLES_SUFFIX), self._samples, self._origin_s)
+        samples.write(out.with_name(out.name + SAMPLES_SUFFIX), self._samples, self.start_s)
         out.with_name(out.name + ".json").write_text(json.dumps(self._raw, indent=1) + "\n")

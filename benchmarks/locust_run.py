@@ -1,7 +1,6 @@
 """One measurement with Locust: headless, in a process of its own, its raw files in the results folder."""
 
 import json
-import logging
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,6 @@ _USERS: dict[tuple[Protocol, str], str] = {
 }
 _SETTLE_S = 60
 """Beyond warm-up and window: importing, requests in flight at the end."""
-logger = logging.getLogger(__name__)
 
 
 class LoadError(RuntimeError):

@@ -100,27 +100,26 @@ def _make(environment: Environment) -> LoadTest:
         window_s=options.window_s,
         out=options.out,
     )
-    return LoadTest(made, _load(environment, made) if made.out else None)
+    return LoadTest(made, _load(environment, made))
 
 
-def _load(environment: Environment, options: Options) -> Load:
-    """Returns what `options` amount to; raises ValueError for what no raw file describes."""
+def _load(environment: Environment, options: Options) -> Load | None:
+    """Returns what the raw files say of the load, None where none are written.
+
+    Raises:
+        ValueError: options that are no load, or that no raw file describes.
+    """
     picked = cast("list[type[_SentimentUser]]", environment.user_classes)
-    if options.window_s <= 0 or len(picked) != 1 or environment.runner is None:
+    users = environment.runner.target_user_count if environment.runner is not None else 1
+    loads = [user.load(options, users) for user in picked]
+    if not options.out:
+        return None
+    if options.window_s <= 0 or len(loads) != 1:
         names = ", ".join(user.__name__ for user in picked)
         raise ValueError(
             f"--out needs --window-s above 0 and one kind of user, got {options.window_s:g} and {names or 'none'}"
         )
-    return Load(
-        tool="locust",
-        protocol=picked[0].protocol,
-        loop=picked[0].loop,
-        level=options.rate_per_s if picked[0].loop == "open" else environment.runner.target_user_count,
-        texts=options.kind,
-        batch_size=options.batch_size,
-        warmup_s=options.warmup_s,
-        duration_s=options.window_s,
-    )
+    return loads[0]
 
 
 def _give_up(environment: Environment, error: Exception) -> None:
@@ -163,6 +162,11 @@ class _SentimentUser(User):
     protocol: Protocol
     loop: Literal["open", "closed"]
 
+    @classmethod
+    def load(cls, options: Options, users: int) -> Load:
+        """Returns what `options` and that many users amount to; raises ValueError."""
+        return options.load(cls.protocol, cls.loop, options.rate_per_s if cls.loop == "open" else max(users, 1))
+
     def on_start(self) -> None:
         self.test = _running[id(self.environment)].test
 
@@ -203,11 +207,10 @@ class _OpenLoop(_SentimentUser):
         super().on_start()
         self.in_flight = gevent.pool.Group()
         self.arrivals_s = self.test.arrivals_s(self.protocol)
-        self.start_s = time.perf_counter()
 
     @task
     def arrive(self) -> None:
-        due_s = self.start_s + next(self.arrivals_s)
+        due_s = next(self.arrivals_s)
         gevent.sleep(max(0.0, due_s - time.perf_counter()))
         self.test.due(due_s)
         self.in_flight.spawn(self.ask, due_s)

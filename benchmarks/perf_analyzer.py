@@ -13,7 +13,6 @@ request's once several are in flight. One request that fails ends it and with it
 import csv
 import importlib.util
 import json
-import logging
 import os
 import re
 import resource
@@ -41,7 +40,6 @@ _NEVER_UNSTABLE_PERCENT = 10_000
 _MAX_WINDOWS = 10
 _OVERHEAD_S = 60
 _NS_PER_S = 1e9
-logger = logging.getLogger(__name__)
 
 
 def find() -> Path | None:

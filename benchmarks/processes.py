@@ -104,7 +104,7 @@ def growth_percent(file: Path, settle_s: float) -> dict[str, float]:
     Both ends are medians of ten samples. A process with too few samples after `settle_s` is left out.
     """
     growth = {}
-    for name, samples in _read_memory(file).items():
+    for name, samples in read_memory(file).items():
         late = [rss for elapsed_s, rss in samples if elapsed_s >= settle_s]
         if len(late) >= 2 * _MEDIAN_OF:
             first, last = _median(late[:_MEDIAN_OF]), _median(late[-_MEDIAN_OF:])
@@ -114,10 +114,10 @@ def growth_percent(file: Path, settle_s: float) -> dict[str, float]:
 
 def most_mib(file: Path) -> dict[str, float]:
     """Returns the most MiB that each process of a memory file was resident with."""
-    return {name: max(rss for _, rss in samples) / 2**20 for name, samples in _read_memory(file).items()}
+    return {name: max(rss for _, rss in samples) / 2**20 for name, samples in read_memory(file).items()}
 
 
-def _read_memory(file: Path) -> dict[str, list[tuple[float, int]]]:
+def read_memory(file: Path) -> dict[str, list[tuple[float, int]]]:
     """Returns by process the seconds and the resident bytes of each sample."""
     columns: dict[str, list[tuple[float, int]]] = {}
     with file.open(newline="") as stream:

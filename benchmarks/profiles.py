@@ -20,7 +20,7 @@ class ProfileError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Limits(_Section):
@@ -59,6 +59,12 @@ class Load(_Section):
     duration_s: float = Field(gt=0)
     probe: bool = False
     """A step of a search, which goes beyond what the service can do: requests may fail there."""
+
+    @property
+    def sent(self) -> tuple[Any, ...]:
+        """What is sent and when: tools that agree in it have the same load, and the same arrivals in an open loop."""
+        length_s = self.duration_s if self.loop == "open" else None
+        return self.protocol, self.loop, self.texts, self.batch_size, self.level, length_s
 
     @property
     def kind(self) -> tuple[Protocol, TextKind, int]:

@@ -88,16 +88,20 @@ def _page(
     images: dict[str, bytes],
     steps: Rows,
 ) -> str:
-    profile = rules.profiles.get(facts["profile"])
+    profile, doubts = rules.profiles.get(facts["profile"]), []
+    if profile is None:
+        doubts.append(f"no profile {facts['profile']!r} is known here, so what it asked for is not judged")
+    elif not facts.get("finished", True):  # older runs do not say
+        profile = None
+        doubts.append("the run ended before its profile did, so what it asked for is not judged")
     outcome = verdict.judge(summaries, rules.limits, rules.validity, profile, folder)
-    unknown = [] if profile else [f"no profile {facts['profile']!r} is known here, so what it asked for is not judged"]
     title = html.escape(facts["profile"])
     return "\n".join(
         [
             f"<!doctype html><meta charset=utf-8><title>Load test {title}</title><style>{_STYLE}</style>",
             f"<h1>Load test, profile {title}</h1>",
             f"<p class={_CLASSES[outcome.passed]}>{html.escape(verdict.headline(outcome, rules.limits))}</p>",
-            "".join(f"<p>{html.escape(line)}</p>" for line in [*unknown, *outcome.broken, *outcome.remarks]),
+            "".join(f"<p>{html.escape(line)}</p>" for line in [*doubts, *outcome.broken, *outcome.remarks]),
             _facts(facts),
             "<h2>Measurements</h2>",
             _table(_measurements(summaries)),

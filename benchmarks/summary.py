@@ -105,7 +105,7 @@ class Summary:
         """Returns which limits do not hold."""
         found = {"p50_ms": self.p50_ms, "p99_ms": self.p99_ms, "failures_percent": self.failures_percent}
         return [
-            f"{key} is {value:.1f}, limit {getattr(limits, key):g}"
+            f"{key} is {value:.5g}, limit {getattr(limits, key):g}"
             for key, value in found.items()
             if not value <= getattr(limits, key)  # a p99 of nothing is not a number, and no good one
         ]

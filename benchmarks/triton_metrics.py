@@ -5,6 +5,7 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 STEPS = ("tokenizer", "classifier")
@@ -16,10 +17,13 @@ _MODEL = re.compile(r'model="([^"]*)"')
 
 
 def get(url: str) -> str:
-    """Returns the body at `url`, asked without any proxy; raises OSError."""
+    """Returns the body at `url`, asked without any proxy; raises OSError, also where no HTTP is spoken."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=_TIMEOUT_S) as response:
-        return str(response.read().decode())
+    try:
+        with opener.open(url, timeout=_TIMEOUT_S) as response:
+            return str(response.read().decode())
+    except HTTPException as error:
+        raise OSError(f"{url} answered with something else than HTTP: {type(error).__name__} {error}") from error
 
 
 def parse(text: str) -> dict[str, float]:

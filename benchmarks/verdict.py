@@ -50,7 +50,7 @@ def judge(
 ) -> Verdict:
     """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it.
 
-    `profile` is None where it is not known any more: what breaks every run is still told.
+    `profile` is None where it is not known any more or was not run to its end: what breaks every run is still told.
     """
     broken: list[str] = []
     remarks: list[str] = []
@@ -68,7 +68,7 @@ def headline(outcome: Verdict, limits: Limits) -> str:
     """Returns the outcome and what it is about, in one line."""
     latencies = f"p50 <= {limits.p50_ms:g} ms, p99 <= {limits.p99_ms:g} ms"
     if outcome.passed is None:
-        return f"not judged: {latencies}, for no measurement is gated by a profile that is known"
+        return f"not judged: {latencies}, for no measurement is gated by a profile that is known and was run to its end"
     return f"{'passed' if outcome.passed else 'failed'}: {latencies}, failures <= {limits.failures_percent:g} %"
 
 
@@ -122,9 +122,7 @@ def pairs(summaries: Sequence[Summary]) -> list[tuple[Summary, Summary]]:
     """Returns the measurements of the same load by Locust and by perf_analyzer."""
     by_load: dict[tuple[Any, ...], dict[str, Summary]] = {}
     for summary in summaries:
-        load = summary.load
-        key = (load.protocol, load.loop, load.level, load.texts, load.batch_size)
-        by_load.setdefault(key, {}).setdefault(load.tool, summary)
+        by_load.setdefault(summary.load.sent, {}).setdefault(summary.load.tool, summary)
     return [(found["locust"], found["perf_analyzer"]) for found in by_load.values() if len(found) == 2]
 
 

@@ -8,7 +8,8 @@
 Answers go to stdout in the order of the reviews. A line that is empty, not UTF-8 or refused by the server is reported
 with its number on stderr (and, with --json, as {"line": 3, "error": "..."} on stdout), and the rest goes on.
 
-Exit code: 0 all answered; 1 at least one line was broken; 2 wrong usage, or the server failed and the rest was left.
+Exit code: 0 all answered; 1 at least one line was broken; 2 wrong usage, or the server failed and the rest was left;
+130 stopped by Ctrl-C.
 """
 
 import argparse

@@ -108,11 +108,11 @@ class Transport(ABC):
     def _fail(self, error: InferenceServerException) -> NoReturn:
         """Raises what a failure that the server (or gRPC in its place) reported means to a caller."""
         url, reason, status = self.address.url, str(error.message()), str(error.status())
-        if status in ("StatusCode.UNAVAILABLE", "503", "StatusCode.CANCELLED"):
+        if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "429", "502", "503"):  # two are a gateway's
             self._unavailable(error, reason)
         if _UNLOADED in reason:
             self._unavailable(error, reason)
-        if status == "StatusCode.DEADLINE_EXCEEDED":
+        if status in ("StatusCode.DEADLINE_EXCEEDED", "504"):
             self._late(error)
         if status in ("StatusCode.NOT_FOUND", "404"):
             raise ModelNotFoundError(

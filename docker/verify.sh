@@ -3,12 +3,13 @@
 #
 #   docker/verify.sh                                              # the configurations and the shipped model
 #   ONNX=artefacts/mine/onnx/fp16/model.onnx CHECKPOINT=artefacts/mine docker/verify.sh    # also builds an engine
+#   DATA=/data/imdb docker/verify.sh                 # scores all of a folder's test.parquet, not two examples
 #
 # Builds both images, starts each configuration under Compose, runs the client tests against it, the parity gate and
 # the load test. Writes artefacts/verify/report.md; exit status 1 if anything failed. It removes its containers.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-case "${1:-}" in -h | --help) sed -n '2,8p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,9p' "$0"; exit 0 ;; esac
 for tool in docker nvidia-smi make; do
   command -v "$tool" >/dev/null || { echo "verify.sh: $tool was not found; run this on a GPU node with Docker" >&2; exit 2; }
 done
@@ -56,7 +57,8 @@ serve() { # serve SERVICE CONFIGURATION [LOAD]: starts it, tests it, stops it
   local scored=accuracy
   [ -n "${DATA:-}" ] || scored="two examples"  # DATA=FOLDER with IMDb's test.parquet scores all of them
   check "$service $configuration $scored" make evaluate MODEL=grpc://127.0.0.1:8001 ${DATA:+"DATA=$DATA"}
-  check "$service $configuration SLO gate" make bench PROFILE="$load" BENCH_ARGS=--no-start
+  check "$service $configuration SLO gate" make bench PROFILE="$load" \
+    BENCH_ARGS="--no-start --metrics-url http://192.168.251.2:8002/metrics" # not published: the monitoring network's
   check "$service $configuration survives a classification of text" classify
   "${compose[@]}" --profile "$profile" logs --no-color >"artefacts/verify/logs/$service-$configuration.txt" 2>&1
   "${compose[@]}" --profile "$profile" down --timeout 20 >/dev/null 2>&1
@@ -95,6 +97,7 @@ else
   say "| server-gpu tensorrt | NOT RUN: no engine is installed | |"
 fi
 say ""
+docker pull --quiet "nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3" >/dev/null # builds keep no record of their base
 say "Base image: $(docker inspect -f '{{join .RepoDigests " "}}' "nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3" 2>/dev/null || echo 'digest unknown: docker pull it')"
 say "$failures checks failed."
 [ "$failures" -eq 0 ]

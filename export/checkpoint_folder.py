@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import DistilBertConfig
 
+NUM_LABELS = 2
+
 
 class CheckpointError(ValueError):
     """The checkpoint cannot be exported; the message says what is missing and where it comes from."""
@@ -14,7 +16,7 @@ def read_labels(checkpoint: Path) -> list[str]:
     """Returns the label names of `checkpoint` in the order of their ids.
 
     Raises:
-        CheckpointError: a file is missing, or the model is no DistilBERT.
+        CheckpointError: a file is missing, the model is no DistilBERT, or it has not two labels.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (checkpoint / name).is_file():
@@ -27,5 +29,10 @@ def read_labels(checkpoint: Path) -> list[str]:
             f"{checkpoint} is a {model_type!r}, expected 'distilbert'; training.train folds BERT into one"
         )
     config = DistilBertConfig.from_pretrained(checkpoint)
+    if config.num_labels != NUM_LABELS:
+        raise CheckpointError(
+            f"{checkpoint} has {config.num_labels} labels, expected {NUM_LABELS}: the served model's `probabilities` "
+            "are [N, 2] (model_repository/*/config.pbtxt)"
+        )
     id2label: dict[int, str] = config.id2label or {}
     return [id2label[index] for index in range(config.num_labels)]

@@ -73,10 +73,11 @@ def _accuracy(run: Runner, tokenizer_file: Path, data: str, num_reviews: int, se
     return float(np.mean(np.array(predicted) == np.array(chosen["label"])))
 
 
-def _gate(args: argparse.Namespace, plan: EnginePlan, run: Runner) -> tuple[dict[str, Any], bool]:
+def _gate(
+    args: argparse.Namespace, plan: EnginePlan, reviews: Sequence[str], run: Runner
+) -> tuple[dict[str, Any], bool]:
     from export import parity
 
-    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
     tolerance = _TOLERANCE_OF.get(plan.precision, plan.precision)
     checks = parity.compare(args.checkpoint, args.onnx, tolerance, reviews, run)
     print(parity.table(checks, plan.precision, len(reviews)), flush=True)
@@ -117,15 +118,21 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(describe_plan(plan), indent=2), flush=True)
     if args.plan_only:
         return 0
+    from export import parity
     from export.engine_build import Engine, build
 
+    try:
+        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)  # before minutes of building
+    except parity.ReviewsError as error:
+        print(f"export.tensorrt: {error}", file=sys.stderr)
+        return 2
     repository = args.config.resolve().parents[2]
     engine_manifest.check_source(args.checkpoint, repository)
     timing_cache = repository / "classifier" / engine_manifest.TIMING_CACHE_FILE
     try:
         serialised = build(plan, timing_cache)
         engine = Engine(serialised, plan)
-        results, passed = _gate(args, plan, with_labels(plan, engine.run))
+        results, passed = _gate(args, plan, reviews, with_labels(plan, engine.run))
         layers = check_precision(engine.layers(), plan.precision)
         print(f"matrix layers by type of their inputs: {layers}")
     except BuildError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from serving import CHECKOUT
 
-from benchmarks import answers, arrivals, doors, load_test, locust_run, samples, texts
+from benchmarks import answers, arrivals, doors, load_test, locust_run, samples, texts, triton_metrics
 from benchmarks.answers import WrongAnswerError
 from benchmarks.doors import Door, Urls
 from benchmarks.load_test import InFlight, LoadTest, Options
@@ -265,13 +265,22 @@ locustfile._finish(environment)
 
 runner = SimpleNamespace(target_user_count=3)
 picked = [locustfile.GrpcUser, locustfile.GrpcArrivals]
-for users, window_s in (picked, 5), (picked[:1], 0):
+wrong = [
+    (picked, {"window_s": 5, "out": "x"}, "--out needs --window-s"),
+    (picked[:1], {"out": "x"}, "--out needs --window-s"),
+    (picked, {"rate_per_s": 0}, "level"),
+    (picked, {"rate_per_s": float("inf")}, "level"),
+    (picked[:1], {"batch_size": 65}, "batch_size"),
+    (picked[:1], {"warmup_s": -1}, "warmup_s"),
+]
+for users, options, said in wrong:
     try:
-        locustfile._load(SimpleNamespace(user_classes=users, runner=runner), SimpleNamespace(window_s=window_s))
+        locustfile._load(SimpleNamespace(user_classes=users, runner=runner), locustfile.Options(**options))
     except ValueError as error:
-        assert "--out needs --window-s" in str(error), error
+        assert said in str(error), error
     else:
-        raise AssertionError("accepted")
+        raise AssertionError(f"accepted {options}")
+assert locustfile._load(SimpleNamespace(user_classes=picked, runner=runner), locustfile.Options()) is None
 
 locustfile._make = make
 try:
@@ -296,14 +305,14 @@ def load_of(rate_per_s: float, **changes: Any) -> Load:
 
 
 def first_of(load: Load, seed: int = 1) -> list[float]:
-    return list(islice(arrivals.window_s(load, seed), 50))
+    return list(islice(arrivals.window_s(load, seed), 300))
 
 
 def test_arrivals_are_of_the_load_and_others_for_another() -> None:
     once = first_of(load_of(5))
     assert once == first_of(load_of(5))
     assert once != first_of(load_of(5), seed=2)
-    np.testing.assert_allclose(np.diff(once, prepend=0).mean(), 1 / 5, rtol=0.5)
+    assert sum(due_s < 60 for due_s in once[:300]) == 300
     for other in (load_of(10), load_of(5, protocol="infer"), load_of(5, duration_s=30), load_of(5, texts="short")):
         assert not np.allclose(np.array(once) * 5, np.array(first_of(other)) * other.level)
 
@@ -321,16 +330,41 @@ def test_perf_analyzer_and_locust_send_the_same_at_the_same_times(
         return [Prediction("positive", 0.9, (0.1, 0.9))]
 
     monkeypatch.setattr(doors, "open_door", lambda *_: Door(answer, lambda: None))
-    due_s = list(takewhile(lambda at_s: at_s < options.warmup_s + 4, test.arrivals_s("grpc")))
+    due_s = list(takewhile(lambda at_s: at_s < test.start_s + options.warmup_s + 4, test.arrivals_s("grpc")))
     for at_s in due_s:
         test.due(at_s)
         test.ask("grpc", at_s)
-    in_window = np.array(due_s) >= options.warmup_s
+    due_s = np.array(due_s) - test.start_s - options.warmup_s
+    in_window = due_s >= 0
     assert 0 < in_window.sum() < in_window.size
 
     load = load_of(20, tool="perf_analyzer", texts="short", warmup_s=0)
     theirs_s = np.cumsum(arrivals.intervals_us(load, SOURCE.seed, 4)) / 1e6
-    np.testing.assert_allclose(np.array(due_s)[in_window] - options.warmup_s, theirs_s[: in_window.sum()], atol=1e-6)
+    np.testing.assert_allclose(due_s[in_window], theirs_s[: in_window.sum()], atol=1e-6)
     reviews = texts.make("short", SOURCE.reviews, SOURCE.seed, None)
     order = texts.mixed_order([len(review) for review in reviews], SOURCE.seed)
     assert sent[in_window.argmax() :][: len(order)] == [reviews[place] for place in order]
+
+
+def test_what_counts_is_the_window_that_was_drawn_however_long_the_counters_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answers.write_known(tmp_path / "known.json", {})
+    out = str(tmp_path / "one")
+    options = Options(
+        rate_per_s=40, kind="short", source=SOURCE, known=tmp_path / "known.json", warmup_s=0.3, window_s=1, out=out
+    )
+    positive = [Prediction("positive", 0.9, (0.1, 0.9))]
+    monkeypatch.setattr(doors, "open_door", lambda *_: Door(lambda _: positive, lambda: None))
+    monkeypatch.setattr(triton_metrics, "snapshot", lambda *_: time.sleep(0.2))  # busy servers take seconds
+    test = LoadTest(options, options.load("grpc", "open", 40))
+    watching = threading.Thread(target=test.watch_window, args=[time.sleep])
+    watching.start()
+    for due_s in takewhile(lambda at_s: at_s < test.start_s + 1.8, test.arrivals_s("grpc")):
+        test.due(due_s)
+        test.ask("grpc", due_s)
+    watching.join()
+    test.end()
+    raw = json.loads((tmp_path / "one.json").read_text())
+    assert raw["window_s"] == [0.3, 1.3]
+    assert len(samples.read(tmp_path / "one.csv.gz").due_between(*raw["window_s"]).outcomes) == 40

@@ -75,6 +75,8 @@ def test_late_are_slow_answers_and_failures_due_in_the_window(tmp_path: Path) ->
     all_late, some_late = (late_share.trial(summary, tmp_path, 200) for summary in (slow, failing))
     assert sum(all_late.requests) == sum(all_late.late) == slow.requests
     assert sum(some_late.late) == sum(failing.failures.values()) > 0
+    longer = replace(slow, window_s=slow.window_s + 0.001)  # as windows are by the clock
+    assert late_share.trial(longer, tmp_path, 200).requests == all_late.requests
 
 
 @pytest.mark.parametrize(

@@ -170,17 +170,6 @@ def test_a_rate_replaces_that_of_the_gated_open_loops_and_is_recorded(
     assert json.loads((tmp_path / "out" / verdict.RUN_FILE).read_text())["rate_per_s"] == 7.5
 
 
-def test_a_search_tells_the_rate_that_came_not_the_one_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stage = {"tool": "search", "name": "highest", "protocol": "grpc", "duration_s": 10, "probe_s": 10}
-    assert run_bench(monkeypatch, tmp_path, stage, rows=steady()) == 0
-    assert last_line(capsys)["highest_rate_per_s"] == {"highest": 10.0}
-    asked = {json.loads(file.read_text())["load"]["level"] for file in (tmp_path / "out").glob("highest-[0-9]*.json")}
-    assert asked
-    assert 10.0 not in asked
-
-
 def test_a_rate_leaves_other_stages_alone_and_needs_a_gated_open_loop() -> None:
     stages = [{**OPEN, "gate": True}, {**OPEN, "name": "b"}, {**USERS, "gate": True}, {**STAGE, "tool": "search"}]
     changed = Profile.model_validate({"about": "", "stages": stages}).at_rate(3).stages
@@ -315,8 +304,9 @@ STEPS = [
 
 def page(folder: Path, name: str, rows: Sequence[Sample], **more: Any) -> str:
     """Returns the report of one measurement of a run of the profile `name`."""
+    finished = more.pop("finished", True)
     written(folder / "one", load(), rows, **more)
-    (folder / verdict.RUN_FILE).write_text(json.dumps({"profile": name}))
+    (folder / verdict.RUN_FILE).write_text(json.dumps({"profile": name, "finished": finished}))
     return report.write(folder, profiles.load()).read_text()
 
 
@@ -326,6 +316,13 @@ def test_report_judges_nothing_that_was_not_gated_and_no_unknown_profile(tmp_pat
     assert "<p class=unjudged>not judged" in unknown
     assert "<title>Load test &lt;gone&gt;</title>" in unknown
     assert "<p class=failed>failed" in page(tmp_path, "sweep", steady(outcome="ServerError", failed=50))
+
+
+def test_report_does_not_pass_a_run_that_ended_early(tmp_path: Path) -> None:
+    assert "<p class=passed>passed" in page(tmp_path, "slo", steady(), gate=True)
+    early = page(tmp_path, "slo", steady(), gate=True, finished=False)
+    assert "<p class=unjudged>not judged" in early
+    assert "ended before its profile did" in early
 
 
 def test_report_shows_requests_kinds_of_failures_and_perf_analyzers_steps(tmp_path: Path) -> None:

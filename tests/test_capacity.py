@@ -289,12 +289,21 @@ def test_the_bound_that_the_run_states_counts_before_what_was_seen(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity_model, "calibrate", lambda base, measured: (base, [base]))
-    assert capacity_fit.fit(sweep).service.max_merged == TRUE.max_merged
+    assert capacity_fit.fit(sweep, 200).service.max_merged == TRUE.max_merged
     for file in sweep.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     facts = json.loads((sweep / verdict.RUN_FILE).read_text())
     (tmp_path / verdict.RUN_FILE).write_text(json.dumps({**facts, capacity_fit.MERGED_KEY: 16}))
-    assert capacity_fit.fit(tmp_path).service.max_merged == 16
+    assert capacity_fit.fit(tmp_path, 200).service.max_merged == 16
+
+
+def test_another_p99_is_compared_with_what_keeps_that_one(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity_model, "calibrate", lambda base, measured: (base, [base]))
+    promised, stricter = (capacity_fit.fit(sweep, p99_ms) for p99_ms in (200, 100))
+    assert promised.highest_per_s is not None
+    assert stricter.highest_per_s is None  # the search was for the promise
+    assert promised.crossing is not None
+    assert stricter.crossing is None or stricter.crossing.rate_per_s < promised.crossing.rate_per_s
 
 
 def test_an_event_lasts_as_long_as_a_replica_takes_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

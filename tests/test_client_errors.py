@@ -236,6 +236,30 @@ def test_answers_that_are_not_tritons_are_told_so(predict: Any, answers: list[st
         predict(f"http://127.0.0.1:{port}", retry=ONCE)
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("502 Bad Gateway", ServerUnavailableError),
+        ("429 Slow Down", ServerUnavailableError),
+        ("504 Late", DeadlineError),
+    ],
+)
+@pytest.mark.parametrize("first", [[], [METADATA, '{"max_batch_size": 8}']], ids=["metadata", "inference"])
+def test_a_gateway_that_cannot_pass_on_a_request_is_no_failure_of_the_model(
+    predict: Any, status: str, expected: type[SentimentError], first: list[str]
+) -> None:
+    left = iter(first)
+
+    def answer(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            body = next(left, None)
+            line, sent = ("200 OK", body) if body is not None else (status, "<html>nginx</html>")
+            connection.sendall(f"HTTP/1.1 {line}\r\nContent-Length: {len(sent)}\r\n\r\n{sent}".encode())
+
+    with socket_server(answer) as (port, _), pytest.raises(expected):
+        predict(f"http://127.0.0.1:{port}", retry=ONCE)
+
+
 def test_the_other_protocols_port_is_an_error_not_a_hang(predict: Any, scheme: str) -> None:
     other = {"grpc": "http", "http": "grpc"}[scheme]
     with stand_in(other, Script()) as url, pytest.raises(SentimentError):

@@ -3,7 +3,9 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from hypothesis import given
@@ -61,7 +63,13 @@ def test_arrivals_are_the_same_for_every_system_and_have_the_rate_asked_for() ->
     times = arrivals(rate_per_s=50, length_s=100, seed=3)
     assert times == arrivals(rate_per_s=50, length_s=100, seed=3)
     assert times == sorted(times)
-    assert 4700 < len(times) < 5300
+    assert len(times) == 5000
+    assert not np.allclose(np.array(arrivals(rate_per_s=25, length_s=200, seed=3)), 2 * np.array(times))
+
+
+def test_a_peer_that_misses_a_round_leaves_the_others_theirs() -> None:
+    whole, short = (SimpleNamespace(sustained_per_s=Spread(rates)) for rates in ((3.0, 4.0, 5.0), (6.0,)))
+    assert table.best([whole, short]).values == (6.0, 4.0, 5.0)
 
 
 def test_review_takes_its_place_in_any_body() -> None:

@@ -1,5 +1,7 @@
 """The rule by which the classifier's instances lend each other cores: locks between real processes and threads."""
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -46,12 +48,13 @@ def pair(files: list[Path]) -> Iterator[tuple[Cores, Cores]]:
 
 
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch, pair: tuple[Cores, Cores]) -> Any:
+def crew(monkeypatch: pytest.MonkeyPatch, pair: tuple[Cores, Cores]) -> Iterator[Any]:
     """The crew of the first instance."""
     monkeypatch.syspath_prepend(CLASSIFIER)  # Triton runs these files beside each other, in no package
     from crew import Crew
 
-    return Crew(pair[0])
+    yield Crew(pair[0])
+    time.sleep(0.05)  # its threads may be about to look at the locks, which are closed next
 
 
 def test_who_is_alone_has_all_cores_if_it_wants_them(files: list[Path], pair: tuple[Cores, Cores]) -> None:
@@ -227,6 +230,19 @@ def test_what_a_group_raises_is_raised_when_all_have_ended(crew: Any) -> None:
     assert sorted(answered) == [0, 2]
     crew.run(1, True, False, lambda number, whose: whose, answered.__setitem__)
     assert answered[0] == "all"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_cores_that_cannot_be_borrowed_are_done_without(crew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def locked(*_: object) -> Iterator[bool]:
+        raise OSError(errno.ENOLCK, "no locks available")
+        yield False
+
+    monkeypatch.setattr(crew._cores, "lent", locked)
+    answered: dict[int, str] = {}
+    crew.run(3, False, False, lambda number, whose: whose, answered.__setitem__)
+    assert answered == dict.fromkeys(range(3), "own")
 
 
 def test_fewer_threads_alone_than_in_company_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path) -> None:

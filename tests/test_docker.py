@@ -180,6 +180,7 @@ def test_metrics_address_is_the_one_that_prometheus_asks() -> None:
         address = service["environment"]["METRICS_ADDRESS"]
         assert service["networks"]["monitoring"]["ipv4_address"] == address
         assert job["static_configs"] == [{"targets": [f"{address}:8002"]}]
+        assert f"--metrics-url http://{address}:8002/metrics" in (DOCKER / "verify.sh").read_text()
 
 
 def test_stop_allows_more_time_than_triton_takes() -> None:

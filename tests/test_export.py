@@ -82,6 +82,18 @@ def test_labels_come_from_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path) 
     assert labels[:, 0].tolist() == [["thumbs down", "thumbs up"][index] for index in logits.argmax(axis=1)]
 
 
+def test_a_checkpoint_of_more_labels_is_refused_before_it_replaces_anything(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": {"0": "bad", "1": "fair", "2": "good"}, "label2id": {"bad": 0, "fair": 1, "good": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert export_onnx.main(["--checkpoint", str(tmp_path), "--no-install"]) != 0
+    assert "3 labels, expected 2" in capsys.readouterr().err
+
+
 def test_same_checkpoint_gives_the_same_bytes(tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     again = graph.build(tiny_checkpoint, graph.PRECISIONS, tmp_path, LABELS)
     assert {name: path.read_bytes() == files[name].read_bytes() for name, path in again.items()} == dict.fromkeys(

@@ -23,6 +23,7 @@ import tritonclient.http
 from serving import CHECKOUT, SERVE_PYTHON, Server, command, free_ports
 
 import serve
+from clients import SentimentClient, ServerError
 from export.repository import MODEL_FILE, TOKENIZER_FILE
 
 PROMISED_STOP_S = 5.0
@@ -144,6 +145,54 @@ def test_a_model_that_triton_cannot_load_ends_with_its_log(
     assert result.returncode == 1
     assert "Triton ended while starting" in result.stderr
     assert "broken on purpose" in result.stderr
+
+
+def test_a_failure_of_the_engine_is_the_servers_and_is_logged(own_repository: Path, tmp_path: Path) -> None:
+    with (own_repository / "classifier" / "runner.py").open("a") as module:
+        module.write(FAILS_ON_A_WORD_TWICE)
+    server = serving.start(own_repository, tmp_path / "triton.log")
+    try:
+        status, answer = serving.infer(server, serving.texts(["good good"]))
+        assert status == 500  # /generate says 400 whatever it is
+        assert "no memory, on purpose" in answer["error"]
+        assert "no memory, on purpose" in (tmp_path / "triton.log").read_text()
+        assert serving.generate(server, "good")[0] == 200
+        with SentimentClient(server.grpc_url) as client, pytest.raises(ServerError, match="on purpose"):
+            client.predict(["good", "good good", "a good film"])
+    finally:
+        server.stop()
+
+
+FAILS_ON_A_WORD_TWICE = """
+
+_run = Runner.run
+
+
+def _run_or_fail(self, rows, width, whose):
+    for row in rows:
+        half = len(row) // 2
+        if row[0] != row[1] and row[1:half].tolist() == row[half:-1].tolist():
+            raise RuntimeError("no memory, on purpose")
+    return _run(self, rows, width, whose)
+
+
+Runner.run = _run_or_fail
+"""
+
+
+@pytest.mark.parametrize("flag", ["--http-address=0.0.0.0", "--grpc-address=0.0.0.0", "--metrics-addr=0.0.0.0"])
+def test_an_address_is_not_slipped_past_the_check_as_a_flag(
+    run: Callable[..., subprocess.CompletedProcess[str]], flag: str
+) -> None:
+    result = run(f"--triton-flag={flag}")
+    assert result.returncode == 1
+    assert "--address" in result.stderr
+
+
+def test_an_address_that_is_none_is_refused(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    result = run("--address=::1")
+    assert result.returncode == 2
+    assert "expected an IPv4 address" in result.stderr
 
 
 def test_an_address_that_others_reach_is_refused_with_the_reason(

@@ -25,7 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import processes, texts
+from benchmarks import documents, processes, texts
 from benchmarks.compare import chart, measure, results, table, versions
 from benchmarks.compare.measure import Bench
 from benchmarks.compare.plan import DEFAULT, QUICK, Plan
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chart.draw_tokens(comparison, folder / TOKENS_CHART)
     print(report)
     print(f"Raw files, {REPORT}, {CHART} and {TOKENS_CHART}: {folder}\n")
-    print(json.dumps(figures(comparison)))
+    print(documents.one_line(figures(comparison)))
     return 0
 
 
@@ -147,19 +147,17 @@ def _describe(
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
-    """Returns the figures of the report as JSON can hold them: None for what is not finite."""
+    """Returns the figures of the report."""
     aims = [
         {"what": a.what, "found": a.found.values, "aim": a.wanted, "reached": a.holds} for a in table.aims(comparison)
     ]
-    found: dict[str, Any] = {
+    return {
         "date": comparison.run["date"],
         "ceiling_per_s": comparison.ceiling_per_s.values,
         "systems": {name: _plain(asdict(result)) for name, result in comparison.systems.items()},
         "aims": aims,
         "skipped": comparison.run["skipped"],
     }
-    plain: dict[str, Any] = _finite(found)
-    return plain
 
 
 def _plain(result: dict[str, Any]) -> dict[str, Any]:
@@ -167,14 +165,6 @@ def _plain(result: dict[str, Any]) -> dict[str, Any]:
         key: value["values"] if isinstance(value, dict) and "values" in value else value
         for key, value in result.items()
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value
 
 
 if __name__ == "__main__":

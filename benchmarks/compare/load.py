@@ -12,14 +12,15 @@ import asyncio
 import json
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import samples, triton_metrics
+from benchmarks.arrivals import poisson_s
 from benchmarks.compare import cpu, doors, lone
 from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, TIMEOUT_S
 from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
@@ -113,11 +114,9 @@ class Generator:
 
 
 def arrivals(rate_per_s: float, length_s: float, seed: int) -> list[float]:
-    """Returns Poisson arrivals within `length_s`, in seconds from its start."""
-    rng = np.random.default_rng(seed)
-    gaps = rng.exponential(1 / rate_per_s, size=int(rate_per_s * length_s * 2) + 50)
-    times = np.cumsum(gaps)
-    return [float(time_s) for time_s in times[times < length_s]]
+    """Returns the arrivals within `length_s`, in seconds from its start: others at another rate."""
+    own = [seed, zlib.crc32(repr(rate_per_s).encode())]
+    return list(takewhile(lambda due_s: due_s < length_s, poisson_s(rate_per_s, length_s, own)))
 
 
 async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:

@@ -56,7 +56,6 @@ class SystemResult:
     saturated_per_s: Spread
     sustained_per_s: Spread
     """Highest open-loop rate that held; 0 where none of the ladder did."""
-    saturated_p50_ms: Spread
     generator_cores: Spread
     """CPU seconds of the load generator a second, at saturation."""
     server_cores: Spread
@@ -153,7 +152,6 @@ def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[floa
         engine=entry["engine"],
         saturated_per_s=_each(at, _right_per_s),
         sustained_per_s=_each(complete, lambda r: _sustained(name, r)),
-        saturated_p50_ms=_each(at, _p50_ms),
         generator_cores=_each(records, lambda r: r["generator_cpu_s"] / r["wall_s"]),
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),

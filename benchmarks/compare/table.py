@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from benchmarks.compare.measure import LONG_TOKENS, SHORT_TOKENS
 from benchmarks.compare.results import PHASES, Comparison, Spread, SystemResult
@@ -73,7 +74,8 @@ def _against_peers(comparison: Comparison) -> Iterator[Aim]:
 
 def best(results: Sequence[SystemResult]) -> Spread:
     """Returns the highest sustained rate of each round, whoever had it."""
-    return Spread(tuple(map(max, zip(*(result.sustained_per_s.values for result in results), strict=False))))
+    rounds = zip_longest(*(result.sustained_per_s.values for result in results), fillvalue=0.0)
+    return Spread(tuple(map(max, rounds)))
 
 
 def _against_ceiling(comparison: Comparison) -> Iterator[Aim]:

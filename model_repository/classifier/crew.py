@@ -73,6 +73,7 @@ class _Job:
 
     def run_next(self, whose: str, cores: contextlib.AbstractContextManager[bool]) -> bool:
         """Runs the next group on `cores`, which are `whose`, if there still is one when they are free; returns that."""
+        number = None
         try:
             with cores as has_cores:
                 number = self._begin() if has_cores else None
@@ -81,6 +82,8 @@ class _Job:
                 result = self._infer(number, whose)
             self._answer(number, result)
         except BaseException as error:  # for `wait`, which else would wait for ever
+            if number is None:  # the cores cannot be locked, and nothing began: ends the thread that would borrow them
+                raise
             self._errors.append(error)
         with self._changed:
             self._num_unfinished -= 1

@@ -19,7 +19,7 @@ class Pending:
 
     def __init__(self, request: pb_utils.InferenceRequest) -> None:
         self._request = request
-        self._answers: list[Answer | str | None] = []
+        self._answers: list[Answer | Exception | None] = []
         self.response: pb_utils.InferenceResponse | None = None
         """The whole answer, once there is one, until it is sent."""
 
@@ -28,12 +28,12 @@ class Pending:
         try:
             rows = _rows(self._request)
         except ValueError as error:
-            self.response = _error(str(error))
+            self.response = _error(str(error), pb_utils.TritonError.INVALID_ARG)
             return []
         self._answers = [None] * len(rows)
         return rows
 
-    def answer(self, place: int, answer: Answer | str) -> None:
+    def answer(self, place: int, answer: Answer | Exception) -> None:
         """Takes the outputs of a row, or what went wrong with it; the last one makes the response."""
         self._answers[place] = answer
         if all(one is not None for one in self._answers):
@@ -68,15 +68,21 @@ def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
     return [row[:length] for row, length in zip(input_ids, lengths, strict=True)]
 
 
-def _response(answers: Sequence[Answer | str]) -> pb_utils.InferenceResponse:
-    """Returns the answers of one request as its output tensors, or its first row's error."""
-    failures = [f"row {index}: {answer}" for index, answer in enumerate(answers) if isinstance(answer, str)]
-    if failures:
-        return _error(failures[0])
-    columns = answers[0] if len(answers) == 1 else [np.concatenate(column) for column in zip(*answers, strict=True)]
+def _response(answers: Sequence[Answer | Exception]) -> pb_utils.InferenceResponse:
+    """Returns the answers of one request as its output tensors, or the error of its first row that has one.
+
+    Only a `ValueError` is the sender's fault: told that a request is invalid, clients look for the bad review in it.
+    """
+    rows: list[Answer] = []
+    for index, answer in enumerate(answers):
+        if isinstance(answer, Exception):
+            code = pb_utils.TritonError.INVALID_ARG if isinstance(answer, ValueError) else pb_utils.TritonError.INTERNAL
+            return _error(f"row {index}: {answer}", code)
+        rows.append(answer)
+    columns = rows[0] if len(rows) == 1 else [np.concatenate(column) for column in zip(*rows, strict=True)]
     named = zip(OUTPUTS, columns, strict=True)
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, column) for name, column in named])
 
 
-def _error(message: str) -> pb_utils.InferenceResponse:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+def _error(message: str, code: int) -> pb_utils.InferenceResponse:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -91,21 +91,23 @@ class _Execution:
         num_run = sum(len(group) * width for width, group in self._groups)
         return Execution(num_real, num_run - num_real, len(self._rows), self._num_on)
 
-    def _infer(self, number: int, whose: str) -> tuple[str, Sequence[Answer | str]]:
+    def _infer(self, number: int, whose: str) -> tuple[str, Sequence[Answer | Exception]]:
         width, group = self._groups[number]
         return whose, self._outcomes([self._rows[index][0] for index in group], width, whose)
 
-    def _outcomes(self, rows: Sequence[Ids], width: int, whose: str) -> Sequence[Answer | str]:
+    def _outcomes(self, rows: Sequence[Ids], width: int, whose: str) -> Sequence[Answer | Exception]:
         """Returns the answers of one group; when the group fails its rows run alone, so that only the cause fails."""
         try:
             outputs = self._runner.run(rows, width, whose)
         except Exception as error:  # whatever it is, it must not reach the group's other rows
             if len(rows) == 1:
-                return [str(error)]
+                if not isinstance(error, ValueError):  # no fault of the review
+                    pb_utils.Logger.log_error(f"a review of {len(rows[0])} tokens failed: {error!r}")
+                return [error]
             return [self._outcomes([row], width, whose)[0] for row in rows]
         return [[output[index : index + 1] for output in outputs] for index in range(len(rows))]
 
-    def _answer(self, number: int, ran: tuple[str, Sequence[Answer | str]]) -> None:
+    def _answer(self, number: int, ran: tuple[str, Sequence[Answer | Exception]]) -> None:
         """Takes what a group's rows came to; of several threads one at a time, but for the sending."""
         (whose, outcomes), (_, group) = ran, self._groups[number]
         answered = [self._rows[index] for index in group]
