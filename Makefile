@@ -64,6 +64,7 @@ export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install t
 	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA))
 
 engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=folder)
+	@[ -z "$(DATA)" ] || [ -d "$(DATA)" ] || { echo "DATA=$(DATA) is no folder, expected one with train.* and test.*"; exit 2; }
 	@. docker/.env && docker build -q -f docker/Dockerfile.export --build-arg TRITON_RELEASE=$$TRITON_RELEASE -t sentiment-export . >/dev/null
 	@docker run --rm --gpus all -v "$(CURDIR):/work" $(if $(DATA),-v "$(abspath $(DATA)):/data:ro") --user "$$(id -u):$$(id -g)" \
 	  -e HOME=/tmp sentiment-export \

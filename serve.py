@@ -187,10 +187,14 @@ def check(options: argparse.Namespace) -> None:
             f"the folder for temporary files is {tempfile.gettempdir()!r}, expected one without spaces, quotes and "
             "the like, in ASCII, since Triton hands it to a shell unquoted: run `TMPDIR=/tmp make serve`"
         )
+    closed = [*(f"--{port}-address" for port in PORTS), "--allow-sagemaker", "--allow-vertex-ai"]
     for flag in options.triton_flag:
         name = flag.partition("=")[0]  # Triton takes shortened ones too, and the last of several
-        if any(f"--{port}-address".startswith(name) for port in PORTS):
-            raise ServeError(f"--triton-flag={flag} came: where the ports listen is for --address to say")
+        if len(name) > len("--") and any(full.startswith(name) for full in closed):
+            raise ServeError(
+                f"--triton-flag={flag} came: where the ports listen is for --address to say, and the endpoints of "
+                "SageMaker and Vertex AI, which listen everywhere, stay closed"
+            )
     if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
         raise ServeError(
             "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "

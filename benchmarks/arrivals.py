@@ -3,11 +3,12 @@
 In each window there are exactly as many as the rate says, anywhere in it with the same probability: what Poisson
 arrivals are, given their number. So a stated rate is the rate that comes. Another load has other arrivals: runs that
 shared theirs, stretched to their rates, would all have the same bursts, and together tell no more about them than one.
-What comes before the window is drawn apart, so that it may differ.
+What comes before the window is drawn apart, so that its length may differ.
 """
 
+import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise, takewhile
 
 import numpy as np
@@ -19,14 +20,15 @@ _US_PER_S = 1e6
 
 def window_s(load: Load, seed: int) -> Iterator[float]:
     """Yields the seconds from the window's start to each arrival of the open loop `load`, window after window."""
-    return poisson_s(load.level, load.duration_s, [seed, zlib.crc32(repr(load.sent).encode())])
+    random = np.random.default_rng(_entropy(load, seed))
+    for number in itertools.count():
+        start_s = number * load.duration_s
+        yield from (start_s + due_s for due_s in poisson_s(load.level, load.duration_s, random))
 
 
 def warmup_s(load: Load, seed: int) -> list[float]:
     """Returns the seconds from the start to each arrival before the window."""
-    if not load.warmup_s:
-        return []
-    return list(takewhile(lambda due_s: due_s < load.warmup_s, poisson_s(load.level, load.warmup_s, [seed])))
+    return poisson_s(load.level, load.warmup_s, np.random.default_rng([*_entropy(load, seed), 1]))
 
 
 def intervals_us(load: Load, seed: int, length_s: float) -> list[int]:
@@ -35,11 +37,11 @@ def intervals_us(load: Load, seed: int, length_s: float) -> list[int]:
     return [due - before for before, due in pairwise([0, *due_us])]
 
 
-def poisson_s(rate_per_s: float, length_s: float, seed: Sequence[int]) -> Iterator[float]:
-    """Yields Poisson arrivals in seconds, without end: as many in each `length_s` as the rate says."""
-    random = np.random.default_rng(seed)
-    count = max(1, round(rate_per_s * length_s))
-    start_s = 0.0
-    while True:
-        yield from (start_s + np.sort(random.uniform(0, length_s, count))).tolist()
-        start_s += length_s
+def poisson_s(rate_per_s: float, length_s: float, random: np.random.Generator) -> list[float]:
+    """Returns the arrivals within `length_s`, in seconds from its start, as many as the rate says."""
+    arrivals_s: list[float] = np.sort(random.uniform(0, length_s, round(rate_per_s * length_s))).tolist()
+    return arrivals_s
+
+
+def _entropy(load: Load, seed: int) -> list[int]:
+    return [seed, zlib.crc32(repr(load.sent).encode())]

@@ -52,6 +52,7 @@ from model_repository.classifier.length_groups import max_merged
 RESULTS = CHECKOUT / "artefacts" / "bench"
 SATURATING_REVIEWS = 64
 """In flight while the search looks for the saturated throughput it starts from."""
+_A_HAIR = 1.0001
 _PACKAGES = (
     "locust",
     "tritonclient",
@@ -100,11 +101,16 @@ class Bench:
             f"{stage.name}-saturated", self._load(stage, "closed", users, stage.probe_s), gate=False
         )
 
+        tried: set[tuple[float, float]] = set()
         failed_at: set[float] = set()  # rates at which the load generator, not the service, was what failed
 
         def measure(rate_per_s: float, duration_s: float) -> Outcome | None:
             name = f"{stage.name}-{len(self.summaries):02d}-{duration_s:.0f}s-{rate_per_s:.4g}"
-            summary = self.measure(name, self._load(stage, "open", rate_per_s, duration_s), gate=False)
+            level = rate_per_s
+            while (level, duration_s) in tried:  # whose arrivals would come again, and tell nothing new
+                level *= _A_HAIR
+            tried.add((level, duration_s))
+            summary = self.measure(name, self._load(stage, "open", level, duration_s), gate=False)
             held = not summary.broken(self.rules.limits)
             if summary.generator_failed(self.rules.validity):
                 failed_at.add(rate_per_s)
@@ -164,7 +170,7 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
             **{name: version(name) for name in _PACKAGES},
         },
         "texts": {
-            "data": str(options.data) if options.data else "generated",
+            "data": str(options.data.absolute()) if options.data else "generated",
             "reviews": options.reviews,
             "seed": options.seed,
         },

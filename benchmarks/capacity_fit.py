@@ -56,7 +56,8 @@ class Fit:
 
 
 def fit(folder: Path, p99_ms: float) -> Fit:
-    """Returns the replica that the sweep in `folder` measured, and which rates of its keep `p99_ms`.
+    """Returns the replica that the sweep in `folder` measured, the same whatever `p99_ms` is asked for, and which of
+    its rates keep that.
 
     Raises:
         CapacityError: too few rates or users were measured, or not with one review of IMDb's lengths per request.
@@ -73,9 +74,10 @@ def fit(folder: Path, p99_ms: float) -> Fit:
     steady = [s for s in steady if s.answered_per_s > 0.97 * s.offered_per_s]
     highest = _measured_highest(facts) if p99_ms == promised.limits.p99_ms else None  # of a search for the promise
     crossing = late_share.of_open_loops(measured, folder, rules)
+    of_promise = late_share.of_open_loops(measured, folder, promised)
     lengths = lengths_sent(facts["texts"])
     points = [_measured(s, folder, lengths) for s in steady]
-    fitted, held_out = _split(points, crossing.rate_per_s if crossing else highest)
+    fitted, held_out = _split(points, of_promise.rate_per_s if of_promise else _measured_highest(facts))
     if len(fitted) < _MIN_RATES or len({users for users, _ in closed}) < 3:
         raise CapacityError(
             f"{folder} has {len(fitted)} steady rates to fit and {len(closed)} valid numbers of users, expected at "

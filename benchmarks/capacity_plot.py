@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks import capacity_model
+from benchmarks.figures import plain_ticks
 
 if TYPE_CHECKING:
     from benchmarks.capacity_fit import Fit
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _SIZE_INCHES = (11.0, 7.5)
 _DPI = 100
 _RATES = 12
+_ROOM = 1.5
 
 
 def draw(found: "Fit", result: "Plan", p99_ms: float) -> bytes:
@@ -33,6 +35,10 @@ def draw(found: "Fit", result: "Plan", p99_ms: float) -> bytes:
         axes.plot(*zip(*points, strict=True), color="#b5494a")
         axes.axhline(p99_ms, color="black", linewidth=1, linestyle=":")
         axes.set(title=title, xlabel="time [s]", ylabel="p99 [ms], simulated", yscale="log")
+        shown = [p99_ms, *(p99 for _, p99 in points)]
+        axes.set_ylim(min(shown) / _ROOM, max(shown) * _ROOM)  # else chance of a few per cent looks like an event
+    for axes in (rates, failure, surge):
+        plain_ticks(axes)
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

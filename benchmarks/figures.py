@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
 from benchmarks import processes
 from benchmarks.late_share import Crossing
@@ -31,6 +32,7 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
     draw(axes)
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
+    plain_ticks(axes)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(fontsize=8 if len(handles) <= _MAX_CURVES else 6)
@@ -39,6 +41,14 @@ def _png(draw: Callable[[Axes], None], title: str, x: str, y: str) -> bytes:
     figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Labels logarithmic axes of `axes` with 200 and 400, not with powers of ten."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter())
 
 
 def latency_distribution(summaries: Sequence[Summary], folder: Path) -> bytes:

@@ -58,7 +58,7 @@ def trial(summary: Summary, folder: Path, limit_ms: float) -> Trial:
     is_late = ~due.ok | (due.latency_s * 1000 > limit_ms)
     slices = ((due.scheduled_s - start_s) // _SLICE_S).astype(int)
     count = max(1, round(summary.window_s / _SLICE_S))
-    slices = np.minimum(slices, count - 1)  # windows are milliseconds longer than asked for
+    slices = np.minimum(slices, count - 1)  # windows of older runs are milliseconds longer
     requests = np.bincount(slices, minlength=count)
     late = np.bincount(slices, weights=is_late, minlength=count).astype(int)
     return Trial(summary.offered_per_s, requests.tolist(), late.tolist())

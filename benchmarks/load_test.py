@@ -18,7 +18,8 @@ from benchmarks.texts import TextSource
 TIMEOUT_S = 10.0
 """A request without an answer by then is a failure."""
 _ENDLESS_S = 60.0
-"""For so long arrivals are drawn at once where the window has no end."""
+_AT_ONCE = 100
+"""For so long, or so many, arrivals are drawn at once where the window has no end."""
 LABELS = ("negative", "positive")
 """The contract of the model `sentiment`, in the order of its probabilities."""
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Options:
             texts=self.kind,
             batch_size=self.batch_size,
             warmup_s=self.warmup_s,
-            duration_s=self.window_s or _ENDLESS_S,
+            duration_s=self.window_s or max(_ENDLESS_S, _AT_ONCE / level if level > 0 else 0),
         )
 
 

@@ -60,6 +60,12 @@ class Load(_Section):
     probe: bool = False
     """A step of a search, which goes beyond what the service can do: requests may fail there."""
 
+    @model_validator(mode="after")
+    def _has_arrivals(self) -> "Load":
+        if self.loop == "open" and round(self.level * self.duration_s) < 1:
+            raise ValueError(f"{self.level:g} requests/s for {self.duration_s:g} s are no request: raise one of them")
+        return self
+
     @property
     def sent(self) -> tuple[Any, ...]:
         """What is sent and when: tools that agree in it have the same load, and the same arrivals in an open loop."""

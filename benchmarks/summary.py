@@ -19,8 +19,9 @@ from benchmarks.samples import OK, SAMPLES_SUFFIX, Samples
 from benchmarks.triton_metrics import Batching
 
 MAX_RATE_MISSED = 0.05
-"""An open loop may miss its rate by this share, or by `MAX_RATE_SIGMAS` standard deviations where that is more: the
-number of Poisson arrivals in a short window varies."""
+"""An open loop may miss its rate by this share, or by `MAX_RATE_SIGMAS` standard deviations where that is more: Locust
+has as many arrivals in its window as the rate says, but not perf_analyzer, whose window is longer than asked for, nor
+older runs."""
 MAX_RATE_SIGMAS = 3
 
 

@@ -137,8 +137,8 @@ class Transport(ABC):
     def _late(self, error: BaseException) -> NoReturn:
         """Raises `DeadlineError`."""
         raise DeadlineError(
-            f"no answer from {self.address.url} in time: raise timeout_s, send less at once, or see whether the server "
-            "is stuck"
+            f"no answer from {self.address.url} in time: raise timeout_s or a gateway's limit, send less at once, or "
+            "see whether the server is stuck"
         ) from error
 
 

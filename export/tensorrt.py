@@ -159,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, help="what the parity gate compares with; needed for building")
     parser.add_argument("--labels-repository", type=Path, default=_LABELS_REPOSITORY, help="(%(default)s)")
     parser.add_argument("--plan-only", action="store_true", help="print what would be built and end")
-    parser.add_argument("--data", help="labelled reviews (file, folder, hub) instead of generated ones")
+    parser.add_argument(
+        "--data", help="labelled reviews (file, folder, hub) instead of generated ones; `make engine` takes a folder"
+    )
     parser.add_argument("--num-reviews", type=int, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews (%(default)s)")
     return parser

@@ -1,7 +1,10 @@
 """The model of capacity, against a queue that is simulated here event by event, in another way. No server runs."""
 
+import heapq
 import json
+import math
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,45 @@ def test_simulation_is_the_queue_event_by_event(most: int, load: float) -> None:
     expected = reference(requests.arrivals_s.tolist(), (requests.tokens * 1e-4).tolist(), 2, most)
     found = capacity_model.serve(service, requests) + requests.arrivals_s - 0.5
     np.testing.assert_allclose(found, expected)
+
+
+def in_python(service: Service, requests: Requests) -> list[float]:
+    """Returns what `serve` returns, its rules written once more and run by Python."""
+    scale, lasts_s = service.noise, service.noise_lasts_s
+    mean = math.gamma(1 + scale) if lasts_s else 1 / math.gamma(1 - scale)
+    noise = [math.exp(scale * luck) * mean for luck in requests.luck]
+    came, free = requests.arrivals_s.tolist(), [0.0] * service.instances
+    done: list[float] = []
+    all_taken_until = 0.0
+    while len(done) < len(came):
+        first = len(done)
+        taken = max(heapq.heappop(free), came[first])
+        begin = max(taken, all_taken_until)
+        slow = noise[int(begin / lasts_s) % len(came)] if lasts_s else noise[first]
+        slow *= service.paces[(requests.first_pace + int(begin / capacity_model.PACE_LASTS_S)) % len(service.paces)]
+        most = service.max_merged if service.alone is None else 1
+        waiting = [at for at in came[first : first + most] if at <= taken]
+        works = [tokens * service.per_token_s * slow for tokens in requests.tokens[first : first + len(waiting)]]
+        has_company = first + 1 < len(came) and came[first + 1] <= taken
+        if service.alone is not None and not has_company and begin == taken and all(at <= taken for at in free):
+            works = [work * service.alone for work in works]
+            all_taken_until = begin + works[0]
+        done += [begin + total for total in accumulate(works)]
+        heapq.heappush(free, done[-1])
+    return [end - at + service.elsewhere_s for end, at in zip(done, came, strict=True)]
+
+
+@pytest.mark.parametrize("alone", [None, 0.6])
+@pytest.mark.parametrize("lasts_s", [0.0, 0.3])
+@pytest.mark.parametrize(("instances", "paces"), [(1, (1.0,)), (2, (0.9, 1.3)), (3, (0.8, 1.0, 1.4))])
+def test_compiled_or_not_the_replica_is_the_same(
+    alone: float | None, lasts_s: float, instances: int, paces: tuple[float, ...]
+) -> None:
+    service = Service(1e-4, 0.15, 0.004, alone, instances, lasts_s, max_merged=4, paces=paces)
+    rate = 0.8 * service.saturated_per_s(float(SOME_LENGTHS.mean()))
+    requests = capacity_model.draw(lambda at: np.full_like(at, rate), rate, 2000 / rate, SOME_LENGTHS, instances)
+    found = capacity_model.serve(service, requests)
+    np.testing.assert_allclose(found, in_python(service, requests))
 
 
 def test_a_machine_of_two_paces_takes_turns() -> None:

@@ -59,12 +59,12 @@ def test_an_aim_over_nothing_is_not_reached_with_nothing() -> None:
     assert not table.Aim("sustained rate", ratio, 6, at_least=True).holds
 
 
-def test_arrivals_are_the_same_for_every_system_and_have_the_rate_asked_for() -> None:
-    times = arrivals(rate_per_s=50, length_s=100, seed=3)
-    assert times == arrivals(rate_per_s=50, length_s=100, seed=3)
+def test_arrivals_are_the_rounds_and_the_rates_and_as_many_as_that_says() -> None:
+    times = arrivals(rate_per_s=50, warmup_s=10, window_s=100, seed=3)
+    assert times == arrivals(rate_per_s=50, warmup_s=10, window_s=100, seed=3)
     assert times == sorted(times)
-    assert len(times) == 5000
-    assert not np.allclose(np.array(arrivals(rate_per_s=25, length_s=200, seed=3)), 2 * np.array(times))
+    assert [sum(at < 10 for at in times), sum(at >= 10 for at in times)] == [500, 5000]
+    assert not np.allclose(np.array(arrivals(rate_per_s=25, warmup_s=20, window_s=200, seed=3)), 2 * np.array(times))
 
 
 def test_a_peer_that_misses_a_round_leaves_the_others_theirs() -> None:

@@ -234,15 +234,23 @@ def test_what_a_group_raises_is_raised_when_all_have_ended(crew: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_cores_that_cannot_be_borrowed_are_done_without(crew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
     @contextlib.contextmanager
     def locked(*_: object) -> Iterator[bool]:
+        asked.set()
         raise OSError(errno.ENOLCK, "no locks available")
         yield False
 
+    def infer(number: int, whose: str) -> str:
+        assert asked.wait(60)  # until the thread that would borrow cores has tried
+        return whose
+
     monkeypatch.setattr(crew._cores, "lent", locked)
     answered: dict[int, str] = {}
-    crew.run(3, False, False, lambda number, whose: whose, answered.__setitem__)
+    crew.run(3, False, False, infer, answered.__setitem__)
     assert answered == dict.fromkeys(range(3), "own")
+    crew.run(3, False, False, infer, answered.__setitem__)
 
 
 def test_fewer_threads_alone_than_in_company_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path) -> None:

@@ -180,7 +180,9 @@ Runner.run = _run_or_fail
 """
 
 
-@pytest.mark.parametrize("flag", ["--http-address=0.0.0.0", "--grpc-address=0.0.0.0", "--metrics-addr=0.0.0.0"])
+@pytest.mark.parametrize(
+    "flag", ["--http-address=0.0.0.0", "--grpc-address=0.0.0.0", "--metrics-addr=0.0.0.0", "--allow-sage=true"]
+)
 def test_an_address_is_not_slipped_past_the_check_as_a_flag(
     run: Callable[..., subprocess.CompletedProcess[str]], flag: str
 ) -> None:

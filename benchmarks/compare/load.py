@@ -3,8 +3,8 @@
     python -m benchmarks.compare.load SPEC.json OUT        # writes OUT.json and OUT.csv.gz (raw samples)
 
 It runs as a process of its own so that its CPU time is its own. SPEC is `Spec` as JSON. The closed loop keeps `users`
-requests going; the open loop sends at Poisson arrivals, whose seed is the same for every system of a round, and times
-each request from its arrival. An open loop ends as soon as more requests are late than `plan.MIN_SHARE_IN_TIME` allows.
+requests going; the open loop sends at Poisson arrivals, drawn by the round's seed and the rate, and times each request
+from its arrival. An open loop ends as soon as more requests are late than `plan.MIN_SHARE_IN_TIME` allows.
 Lone reviews are sent one after the other, in turn with the same work in this process (benchmarks/compare/lone.py).
 """
 
@@ -15,9 +15,10 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks import samples, triton_metrics
 from benchmarks.arrivals import poisson_s
@@ -113,10 +114,12 @@ class Generator:
         return complete
 
 
-def arrivals(rate_per_s: float, length_s: float, seed: int) -> list[float]:
-    """Returns the arrivals within `length_s`, in seconds from its start: others at another rate."""
-    own = [seed, zlib.crc32(repr(rate_per_s).encode())]
-    return list(takewhile(lambda due_s: due_s < length_s, poisson_s(rate_per_s, length_s, own)))
+def arrivals(rate_per_s: float, warmup_s: float, window_s: float, seed: int) -> list[float]:
+    """Returns arrivals in seconds from the start, in warm-up and window as many as the rate says; others at another
+    rate."""
+    random = np.random.default_rng([seed, zlib.crc32(repr(rate_per_s).encode())])
+    before = poisson_s(rate_per_s, warmup_s, random)
+    return [*before, *(warmup_s + due_s for due_s in poisson_s(rate_per_s, window_s, random))]
 
 
 async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:
@@ -145,7 +148,7 @@ async def _load(spec: Spec, generator: Generator, origin_s: float, start_s: floa
     if spec.users:
         await generator.closed_loop(spec.users, end_s)
         return True
-    due_s = [origin_s + arrival_s for arrival_s in arrivals(spec.rate_per_s, end_s - origin_s, spec.seed)]
+    due_s = [origin_s + at_s for at_s in arrivals(spec.rate_per_s, spec.warmup_s, spec.window_s, spec.seed)]
     allowed = (1 - MIN_SHARE_IN_TIME) * sum(time_s >= start_s for time_s in due_s)
     return await generator.open_loop(due_s, lambda: generator.late_or_wrong > allowed)
 
