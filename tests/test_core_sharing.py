@@ -247,9 +247,12 @@ def test_cores_that_cannot_be_borrowed_are_done_without(crew: Any, monkeypatch: 
         return whose
 
     monkeypatch.setattr(crew._cores, "lent", locked)
+    borrower = [thread for thread in threading.enumerate() if thread.name == "on cores 1"][-1]
     answered: dict[int, str] = {}
     crew.run(3, False, False, infer, answered.__setitem__)
     assert answered == dict.fromkeys(range(3), "own")
+    borrower.join(60)
+    assert not borrower.is_alive(), "it goes on asking"
     crew.run(3, False, False, infer, answered.__setitem__)
 
 
