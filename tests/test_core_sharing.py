@@ -48,13 +48,12 @@ def pair(files: list[Path]) -> Iterator[tuple[Cores, Cores]]:
 
 
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch, pair: tuple[Cores, Cores]) -> Iterator[Any]:
-    """The crew of the first instance."""
+def crew(monkeypatch: pytest.MonkeyPatch, files: list[Path]) -> Any:
+    """The crew of the first instance; its threads go on with its locks, which nobody closes."""
     monkeypatch.syspath_prepend(CLASSIFIER)  # Triton runs these files beside each other, in no package
     from crew import Crew
 
-    yield Crew(pair[0])
-    time.sleep(0.05)  # its threads may be about to look at the locks, which are closed next
+    return Crew(Cores(files, 0))
 
 
 def test_who_is_alone_has_all_cores_if_it_wants_them(files: list[Path], pair: tuple[Cores, Cores]) -> None:
