@@ -201,7 +201,7 @@ def _done_s(
     alone: float,
 ) -> Floats:
     """Returns when each request of `serve` is done; `seconds` is its time on an instance, `alone` 0 where cores are
-    not lent. Compiled when it is first called, in two seconds: a fit simulates more than a hundred million requests."""
+    not lent. Compiled when first called, in three seconds: a fit simulates more than a hundred million requests."""
     count = arrivals_s.size
     done_s = np.empty(count)
     free_s = np.zeros(instances)  # when each instance is free

@@ -15,6 +15,7 @@ from benchmarks import bench, figures, perf_analyzer, profiles, report, samples,
 from benchmarks.doors import Door, Urls
 from benchmarks.profiles import Limits, Load, LoadStage, Profile, ProfileError, Validity
 from benchmarks.samples import OK, Sample
+from benchmarks.search import Measure
 from benchmarks.service import Service, ServiceError
 from benchmarks.summary import Summary, summarise
 from benchmarks.token_parity import first_difference
@@ -159,6 +160,20 @@ def test_exit_status_and_last_line_say_what_came_of_it(
 ) -> None:
     assert run_bench(monkeypatch, tmp_path, stage, rows=rows) == status
     assert last_line(capsys)["passed"] is passed
+
+
+def test_a_rate_tried_again_has_other_arrivals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def twice(measure: Measure, *_: float) -> float:
+        for duration_s in (10, 10, 20):
+            measure(10.0, duration_s)
+        return 10.0
+
+    monkeypatch.setattr(bench, "highest_rate", twice)
+    stage = {"tool": "search", "name": "highest", "protocol": "grpc", "duration_s": 10, "probe_s": 10}
+    assert run_bench(monkeypatch, tmp_path, stage, rows=steady()) == 0
+    loads = [summary.load for summary in verdict.read_all(tmp_path / "out") if summary.load.loop == "open"]
+    assert len({load.sent for load in loads}) == 3
+    assert [load.level for load in loads] == pytest.approx([10, 10, 10], rel=0.001)
 
 
 def test_a_rate_replaces_that_of_the_gated_open_loops_and_is_recorded(
