@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model_repository.classifier.core_sharing import Cores
-from model_repository.classifier.engine import ONNXRUNTIME, OPENVINO
+from model_repository.classifier.engine import ONNXRUNTIME, OPENVINO, Engine
 
 CLASSIFIER = Path(__file__).resolve().parents[1] / "model_repository" / "classifier"
 WAIT_S = 0.2
@@ -268,7 +269,6 @@ def test_lone_review_runs_on_all_cores_where_the_runtime_shares_them(
     monkeypatch: pytest.MonkeyPatch, files: list[Path], tiny_onnx: Path, runtime: str, expected: str
 ) -> None:
     monkeypatch.syspath_prepend(CLASSIFIER)
-    import numpy as np
     from runner import Runner
 
     runner = Runner(tiny_onnx, runtime, 640, num_threads=1, num_threads_alone=2, cores=Cores(files, 0))
@@ -283,6 +283,15 @@ def test_lone_review_runs_on_all_cores_where_the_runtime_shares_them(
         runner.each(1, is_alone, False, infer, lambda number, result: None)
     assert set(ran) == {"own", expected}
     np.testing.assert_allclose(ran["own"], ran[expected], atol=1e-5)
+
+
+def test_engine_leaves_the_cores_to_others_between_two_runs(tiny_onnx: Path) -> None:
+    engine = Engine(tiny_onnx, 2, ONNXRUNTIME)
+    ids = np.full((1, 60), 5, dtype=np.int64)
+    engine.run(["label"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    busy_s = time.process_time()  # of all threads
+    time.sleep(WAIT_S)
+    assert time.process_time() - busy_s < WAIT_S / 10  # threads that spin on after a run: 40 to 60 ms
 
 
 @pytest.mark.parametrize(("runtime", "expected"), [(ONNXRUNTIME, 2), (OPENVINO, 1)])

@@ -17,11 +17,8 @@ Send = Callable[[float, int], Awaitable[None]]
 
 
 async def in_turn(texts: Sequence[str], num_threads: int, send: Send) -> list[float]:
-    """Sends each text once, alone, in their order; returns the seconds of tokenizing and inferring each in process.
-
-    Threads do not spin, as in the service: they would go on for a while and take the server's next turn from it.
-    """
-    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(num_threads, spins=False)
+    """Sends each text once, alone, in their order; returns the seconds of tokenizing and inferring each in process."""
+    encoder, infer = shipped_engine.open_encoder(), shipped_engine.open_engine(num_threads)
     for text in texts:  # the first run of a shape takes longer
         infer(encoder.encode([text]))
     in_process_s = []

@@ -19,12 +19,12 @@ Infer = Callable[[Sequence[Sequence[int]]], tuple[list[str], list[float]]]
 call it."""
 
 
-def open_engine(num_threads: int, spins: bool = True) -> Infer:
-    """Returns the shipped model.onnx, ready to run on `num_threads` threads, which spin as `Engine` says.
+def open_engine(num_threads: int) -> Infer:
+    """Returns the shipped model.onnx, ready to run on `num_threads` threads.
 
     Widths are those of the service: peers too would pay for many more new shapes without that.
     """
-    engine = Engine(REPOSITORY / "classifier" / "1" / "model.onnx", num_threads, spins=spins)
+    engine = Engine(REPOSITORY / "classifier" / "1" / "model.onnx", num_threads)
 
     def infer(rows: Sequence[Sequence[int]]) -> tuple[list[str], list[float]]:
         input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens, engine.padding_step))

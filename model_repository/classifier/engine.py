@@ -38,17 +38,13 @@ _Metadata = Callable[[str], str | None]
 class Engine:
     """model.onnx, ready to run; one thread at a time may call it, in ONNX Runtime any number."""
 
-    def __init__(self, model_file: Path, num_threads: int, runtime: str = AUTO, spins: bool = True) -> None:
-        """Opens `model_file` for `num_threads` threads (0: all cores) in the runtime that `choose` returns.
-
-        ONNX Runtime's threads spin while they wait for their part of a run, unless `spins` is False: a little faster on
-        cores of their own, and much slower on cores that others use too.
-        """
+    def __init__(self, model_file: Path, num_threads: int, runtime: str = AUTO) -> None:
+        """Opens `model_file` for `num_threads` threads (0: all cores) in the runtime that `choose` returns."""
         self.runtime = choose(runtime)
         if self.runtime == OPENVINO:
             self._run, metadata = _openvino(model_file, num_threads)
         else:
-            self._run, metadata = _onnxruntime(model_file, num_threads, spins)
+            self._run, metadata = _onnxruntime(model_file, num_threads)
         self.vocab_size, self.max_tokens = (_limit(metadata(name), name) for name in ("vocab_size", "max_tokens"))
 
     @property
@@ -156,13 +152,15 @@ def _as_objects(output: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return output.astype(object) if output.dtype.kind == "U" else output
 
 
-def _onnxruntime(model_file: Path, num_threads: int, spins: bool) -> tuple[_Run, _Metadata]:
+def _onnxruntime(model_file: Path, num_threads: int) -> tuple[_Run, _Metadata]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else 1.32 writes a device id and a database to ~/.cache
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    # Threads spin within a run, where each waits for microseconds, and sleep between runs: else they would go on for
+    # tens of milliseconds, on cores that others want.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     graph, is_int8 = _beside("fused_graph").fused(model_file)
     # Of GELU; it moved the shipped model's logits by up to 0.02 where it was tried, less than int8 does.
     options.add_session_config_entry("optimization.enable_gelu_approximation", str(int(is_int8)))

@@ -43,7 +43,7 @@ class Runner:
         self._alone = self._engine
         self._crew: Crew | None = None
         if cores and num_threads_alone > num_threads and shares_cores(self.runtime):
-            self._alone = Engine(model_file, num_threads_alone, runtime, spins=False)
+            self._alone = Engine(model_file, num_threads_alone, runtime)
             self._crew = Crew(cores)
 
     def groups(self, lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
