@@ -44,7 +44,8 @@ _AXES = {"batch_size": "batch", "sequence_length": "sequence"}
 
 def export_encoder(checkpoint: Path, folder: Path) -> Path:
     """Writes `folder`/model.onnx, fp32 up to the logits, and returns its path."""
-    # eager: the SDPA form of attention adds NaN guards and ops that older fusion patterns do not know.
+    # eager: the SDPA form of attention adds NaN guards and ops that older fusion patterns do not know. `main_export` of
+    # the same package cannot choose it.
     model = DistilBertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
     onnx_export_from_model(
         model,
