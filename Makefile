@@ -39,8 +39,8 @@ $(BENCH_VENV)/.ready: requirements-bench.txt requirements-serve.txt constraints.
 	@$(BENCH_VENV)/bin/pip install --quiet $(PERF_ANALYZER)
 	@touch $@
 
-serve: $(SERVE_VENV)/.ready ## Serve the model on 127.0.0.1 (HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002)
-	@exec $(SERVE_VENV)/bin/python serve.py
+serve: $(SERVE_VENV)/.ready ## Serve the model on 127.0.0.1 (HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 SERVE_ARGS=--help)
+	@exec $(SERVE_VENV)/bin/python serve.py $(SERVE_ARGS)
 
 test: $(SERVE_VENV)/.ready $(DEV_VENV)/.ready ## Run the whole default suite, real Triton included (PYTEST_ARGS=...)
 	@SERVE_PYTHON=$(abspath $(SERVE_VENV))/bin/python $(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS)

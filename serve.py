@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Serves the model repository on NVIDIA Triton Inference Server, without a container.
 
-    python serve.py                                   # HTTP 8000, gRPC 8001, metrics 8002 on 127.0.0.1
-    HTTP_PORT=9000 GRPC_PORT=9001 METRICS_PORT=9002 python serve.py
+    make serve                                        # HTTP 8000, gRPC 8001, metrics 8002 on 127.0.0.1
+    HTTP_PORT=9000 GRPC_PORT=9001 METRICS_PORT=9002 make serve
+    make serve SERVE_ARGS="--response-cache-mib 256"  # or .venv-serve/bin/python serve.py --response-cache-mib 256
 
 The server is the one inside the nvidia-pytriton wheel, run where it is installed. When a real prediction has come
 back, its curl line is printed and the server stays in the foreground. Ctrl-C or SIGTERM ends it within 5 s, exit code
@@ -20,6 +21,7 @@ if sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)):  # before any import
 import argparse
 import contextlib
 import ctypes
+import errno
 import glob
 import importlib.metadata
 import importlib.util
@@ -63,7 +65,7 @@ WATCH_INTERVAL_S = 0.2
 _SHELL_SPECIAL = re.compile(r"[^A-Za-z0-9._/@%+=:,-]")
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 MIN_SHM_BYTES = 32 << 20
-"""Free shared memory needed: texts and tokens reach the two model processes through it. Each takes 1 MiB to start, a
+"""Free shared memory needed: texts and tokens reach the models' processes through it. Each takes 1 MiB to start, a
 full batch of the longest IMDb reviews 1 MiB more, a 10 MB text 10 MiB until it is refused, 64 reviews of the largest
 accepted size 20. A request for which the memory is too small gets an error and the server goes on."""
 
@@ -110,12 +112,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}-port", type=_port, default=default, metavar="PORT", help=f"or ${variable}")
     parser.add_argument("--address", type=_ipv4, default="127.0.0.1", metavar="IP", help="where the ports listen: IPv4")
     parser.add_argument("--allow-remote", action="store_true", help="accept an --address beyond this machine")
-    parser.add_argument(
-        "--on-engine",
-        choices=["fallback", "stop"],
-        default="fallback",
-        help="with a TensorRT engine: serve ONNX, or stop",
-    )
     parser.add_argument("--log-file", type=Path, default=LOG_FILE, metavar="FILE", help="Triton's log, PORT for HTTP's")
     parser.add_argument(
         "--response-cache-mib",
@@ -172,7 +168,10 @@ def check(options: argparse.Namespace) -> None:
         )
     for module, package in {"pytriton": "nvidia-pytriton", "numpy": "numpy"}.items():
         if importlib.util.find_spec(module) is None:
-            raise ServeError(f"the package {package} is not installed: run `make serve`, which installs it")
+            raise ServeError(
+                f"the package {package} is not installed for {sys.executable}: run `make serve`, which "
+                "installs it into .venv-serve, with options in SERVE_ARGS"
+            )
     if int(importlib.metadata.version("numpy").partition(".")[0]) >= 2:
         raise ServeError("numpy 2 came, expected 1.26: this Triton's Python backend dies of it: run `make serve`")
     libpython_folder()
@@ -195,7 +194,7 @@ def check(options: argparse.Namespace) -> None:
                 f"--triton-flag={flag} came: where the ports listen is for --address to say, and the endpoints of "
                 "SageMaker and Vertex AI, which listen everywhere, stay closed"
             )
-    if any(flag.startswith("--model-control-mode=poll") for flag in options.triton_flag):
+    if any(flag.rpartition("=")[2] == "poll" for flag in options.triton_flag):  # of a shortened flag too
         raise ServeError(
             "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "
             "and would run any code that appears in the folder. For another model start a second server and move "
@@ -204,16 +203,17 @@ def check(options: argparse.Namespace) -> None:
     _check_ports(options)
     recover(options.model_repository)
     verify(options.model_repository)
-    _pass_over_engine(options)
+    _pass_over_engine(options.model_repository)
 
 
-def _pass_over_engine(options: argparse.Namespace) -> None:
-    path = engine_manifest_path(options.model_repository)
+def _pass_over_engine(repository: Path) -> None:
+    path = engine_manifest_path(repository)
     if path.exists():
-        line = f"{path} describes a TensorRT engine, and this server has no TensorRT: serve it with docker/compose.yml"
-        if options.on_engine == "stop":
-            raise ServeError(line)
-        print(f"serve.py: {line}; serving the ONNX model instead", file=sys.stderr)
+        print(
+            f"serve.py: {path} describes a TensorRT engine, and this server has no TensorRT: serve it with "
+            "docker/compose.yml; serving the ONNX model instead",
+            file=sys.stderr,
+        )
 
 
 def libpython_folder() -> str:
@@ -248,11 +248,13 @@ def _check_ports(options: argparse.Namespace) -> None:
             try:
                 probe.bind((options.address, port))
             except OSError as error:
+                remedy = f"choose another port, as in `{name.upper()}_PORT={port % 60000 + 1000} make serve`"
+                if error.errno == errno.EADDRINUSE:
+                    remedy = f"stop that process, or {remedy}"
+                elif error.errno == errno.EADDRNOTAVAIL:
+                    remedy = "give --address an address of this machine"
                 reason = f"{error.strerror}{_owner(port)}"
-                raise ServeError(
-                    f"{name} port {options.address}:{port} cannot be used: {reason}. Stop that process, or choose "
-                    f"another port, as in `{name.upper()}_PORT={port % 60000 + 1000} make serve`"
-                ) from error
+                raise ServeError(f"{name} port {options.address}:{port} cannot be used: {reason}; {remedy}") from error
 
 
 def _owner(port: int) -> str:

@@ -40,7 +40,6 @@ from benchmarks import (
 )
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
-from benchmarks.processes import Watch
 from benchmarks.profiles import Load, Profile, Profiles, SearchStage
 from benchmarks.search import Outcome, highest_rate
 from benchmarks.service import CHECKOUT, Service, ServiceError, checkout, is_local, running
@@ -69,8 +68,8 @@ _PACKAGES = (
 class Bench:
     """One run: a service, its texts, the results folder, and what has been measured so far."""
 
-    def __init__(self, service: Service, rules: Profiles, source: TextSource, folder: Path, watch: Watch) -> None:
-        self.service, self.rules, self.source, self.folder, self.watch = service, rules, source, folder, watch
+    def __init__(self, service: Service, rules: Profiles, source: TextSource, folder: Path) -> None:
+        self.service, self.rules, self.source, self.folder = service, rules, source, folder
         self.summaries: list[Summary] = []
         self.highest: dict[str, float | None] = {}
 
@@ -89,7 +88,7 @@ class Bench:
         what = f"{load.tool} {load.protocol}, {load.level:.4g} {unit}, {load.warmup_s:g} + {load.duration_s:g} s"
         print(f"{name}: {what} ...", flush=True)
         tool = locust_run if load.tool == "locust" else perf_analyzer
-        summary = summarise(tool.run(load, self.service.urls, self.folder / name, self.source, self.watch, gate))
+        summary = summarise(tool.run(load, self.service.urls, self.folder / name, self.source, gate))
         self.summaries.append(summary)
         problems = [*summary.invalid(self.rules.validity), *verdict.broken_by(summary, self.rules.limits)]
         print(verdict.table([summary]).splitlines()[1] + "".join(f"\n  {problem}" for problem in problems), flush=True)
@@ -162,7 +161,7 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": {"of": "service and load generator" if is_local(url) else "load generator alone", **machine},
         "runtime": runtime,
-        "checkout": checkout(),
+        "checkout": {"of": "service and load generator" if service.started_here else "load generator", **checkout()},
         "versions": {
             "triton": triton_metrics.server_version(url),
             "perf_analyzer": perf_analyzer.version(),
@@ -195,23 +194,30 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: its files would count as measured in this run")
     source = TextSource(options.data.absolute() if options.data else None, options.reviews, options.seed)
-    texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts
+    texts.make("imdb", source.reviews, source.seed, source.data)  # unusable texts end the run before it starts ...
+    if any(stage.tool == "perf_analyzer" for stage in profile.stages):
+        perf_analyzer.needed()  # ... and so does a missing tool
     urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
     print(f"profile {options.profile}: {profile.about}\nresults: {folder}", flush=True)
     with (
         running(urls, folder / "serve.log", may_start=not options.no_start) as service,
         processes.watching(service.pid) as watch,
     ):
-        bench = Bench(service, rules, source, folder, watch)
+        bench = Bench(service, rules, source, folder)
         facts = describe(options, service, argv)
+        _write_facts(facts, folder)  # a run that is killed can still be reported
         try:
             bench.run(profile)
             facts["finished"] = True
         finally:
             facts["highest_rate_per_s"] = bench.highest
-            (folder / verdict.RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+            _write_facts(facts, folder)
             processes.write_memory(folder / verdict.MEMORY_FILE, watch.stop())
     return _conclude(bench, rules, profile, folder, facts)
+
+
+def _write_facts(facts: dict[str, Any], folder: Path) -> None:
+    (folder / verdict.RUN_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _conclude(bench: Bench, rules: Profiles, profile: Profile, folder: Path, facts: dict[str, Any]) -> int:

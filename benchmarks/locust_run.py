@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks import answers, load_test
 from benchmarks.doors import Urls
 from benchmarks.load_test import TIMEOUT_S
-from benchmarks.processes import Watch
 from benchmarks.profiles import Load, Protocol
 from benchmarks.service import CHECKOUT
 from benchmarks.texts import TextSource
@@ -67,7 +66,7 @@ def command(load: Load, urls: Urls, out: Path, source: TextSource, known: Path) 
     return [*start, *given, _USERS[load.protocol, load.loop]]
 
 
-def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gate: bool) -> Path:
+def run(load: Load, urls: Urls, out: Path, source: TextSource, gate: bool) -> Path:
     """Puts `load` on the service and returns the measurement's description, `out`.json.
 
     Raises:
@@ -78,19 +77,16 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
     except OSError as error:
         raise LoadError(str(error)) from error
     file = out.with_name(out.name + ".json")
-    before = watch.cpu_s()
     with tempfile.TemporaryDirectory(prefix="locust-") as scratch:
         answers.write_known(Path(scratch) / "known.json", known)
         timeout_s = load.warmup_s + load.duration_s + TIMEOUT_S + _SETTLE_S
         done = _execute(command(load, urls, out, source, Path(scratch) / "known.json"), timeout_s)
     if done.returncode != 0 or not file.exists():
         raise LoadError(f"Locust ended with {done.returncode}: {_tail(done.stderr)}")
-    after = watch.cpu_s()
     raw = json.loads(file.read_text())
     raw["gate"] = gate
     raw["load"]["probe"] = load.probe  # Locust does not know what its load is for
     raw["generator"]["warning"] = _warning(done.stderr)
-    raw["server_cpu_s"] = {name: round(after[name] - before.get(name, 0.0), 3) for name in after}
     file.write_text(json.dumps(raw, indent=1) + "\n")
     return file
 

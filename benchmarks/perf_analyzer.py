@@ -28,7 +28,6 @@ from urllib.parse import urlsplit
 from benchmarks import arrivals, samples, texts, triton_metrics
 from benchmarks.doors import Urls
 from benchmarks.locust_run import LoadError
-from benchmarks.processes import Watch
 from benchmarks.profiles import Load
 from benchmarks.samples import OK, SAMPLES_SUFFIX, Sample
 from benchmarks.texts import TextSource
@@ -82,17 +81,27 @@ def command(binary: Path, load: Load, urls: Urls, scratch: Path) -> list[str]:
     ]
 
 
-def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gate: bool) -> Path:
-    """Puts `load` on the service and returns the measurement's description, `out`.json.
+def needed() -> Path:
+    """Returns perf_analyzer's path.
 
     Raises:
-        LoadError: there is no perf_analyzer, or it failed.
+        LoadError: there is none.
     """
     binary = find()
     if binary is None:
         raise LoadError(
             "no perf_analyzer on the PATH, in PERF_ANALYZER_DIR or in this environment: `make bench` fetches it"
         )
+    return binary
+
+
+def run(load: Load, urls: Urls, out: Path, source: TextSource, gate: bool) -> Path:
+    """Puts `load` on the service and returns the measurement's description, `out`.json.
+
+    Raises:
+        LoadError: there is no perf_analyzer, or it failed.
+    """
+    binary = needed()
     with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as name:
         scratch = Path(name)
         reviews = texts.make(load.texts, source.reviews, source.seed, source.data)
@@ -102,7 +111,7 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
         if load.loop == "open":
             due = arrivals.intervals_us(load, source.seed, load.duration_s * _MAX_WINDOWS / WINDOWS)
             (scratch / "intervals.txt").write_text("\n".join(map(str, due)))
-        server_before, cpu_before, start_s = watch.cpu_s(), _children_cpu_s(), time.monotonic()
+        cpu_before, start_s = _children_cpu_s(), time.monotonic()
         before = triton_metrics.snapshot(urls.http, urls.metrics)
         printed = _execute(command(binary, load, urls, scratch), scratch, load.duration_s)
         after = triton_metrics.snapshot(urls.http, urls.metrics)
@@ -111,8 +120,7 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
             "wall_s": time.monotonic() - start_s,
             "warning": keeping_up_warning(printed),
         }
-        server_after = watch.cpu_s()
-        window_s = _keep_samples(scratch / "profile.json", out, load.batch_size)
+        window_s = _keep_samples(scratch / "profile.json", out, load)
         own = next(csv.DictReader((scratch / "own.csv").read_text().splitlines()))
     raw: dict[str, Any] = {
         "window_s": window_s,
@@ -120,7 +128,6 @@ def run(load: Load, urls: Urls, out: Path, source: TextSource, watch: Watch, gat
         "triton": {"before": before, "after": after},
         "load": load.model_dump(),
         "gate": gate,
-        "server_cpu_s": {key: round(server_after[key] - server_before.get(key, 0.0), 3) for key in server_after},
         "perf_analyzer": {"own": own, "composing_models": _composing(printed)},
     }
     file = out.with_name(out.name + ".json")
@@ -142,8 +149,11 @@ def _execute(arguments: list[str], scratch: Path, duration_s: float) -> str:
     return done.stdout + done.stderr
 
 
-def _keep_samples(profile: Path, out: Path, batch_size: int) -> list[float]:
-    """Writes the raw timestamps of a profile as samples; returns their window, seconds on the samples' clock."""
+def _keep_samples(profile: Path, out: Path, load: Load) -> list[float]:
+    """Writes the raw timestamps of a profile as samples; returns their window, seconds on the samples' clock.
+
+    It is as long as Locust's: perf_analyzer's own windows together are up to a fifth longer.
+    """
     (experiment,) = json.loads(profile.read_text())["experiments"]
     boundaries = [int(time_ns) for time_ns in experiment["window_boundaries"]][-WINDOWS - 1 :]
     origin_ns = boundaries[0]
@@ -152,11 +162,11 @@ def _keep_samples(profile: Path, out: Path, batch_size: int) -> list[float]:
         sent_s, done_s = (
             (int(time_ns) - origin_ns) / _NS_PER_S for time_ns in (request["timestamp"], _last_response(request))
         )
-        kept.append(Sample(sent_s, sent_s, done_s, batch_size, OK))
+        kept.append(Sample(sent_s, sent_s, done_s, load.batch_size, OK))
     first_s = min((sample.sent_s for sample in kept), default=0.0)
     samples.write(out.with_name(out.name + SAMPLES_SUFFIX), kept, min(first_s, 0.0))
     shift_s = -min(first_s, 0.0)
-    return [shift_s, (boundaries[-1] - origin_ns) / _NS_PER_S + shift_s]
+    return [shift_s, min(load.duration_s, (boundaries[-1] - origin_ns) / _NS_PER_S) + shift_s]
 
 
 def _last_response(request: dict[str, Any]) -> int:

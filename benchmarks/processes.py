@@ -55,15 +55,6 @@ class Watch:
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
-    def cpu_s(self) -> dict[str, float]:
-        """Returns each process's CPU time so far, in seconds."""
-        times = {}
-        for name, process in self._processes.items():
-            with contextlib.suppress(psutil.Error):
-                used = process.cpu_times()
-                times[name] = used.user + used.system
-        return times
-
     def stop(self) -> list[tuple[float, str, int, int]]:
         """Ends the sampling and returns its rows: seconds since the start, process, pid, resident bytes."""
         self._stopped.set()

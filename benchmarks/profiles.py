@@ -153,14 +153,19 @@ class Profile(_Section):
         """Returns the profile with its gated open loops at `rate_per_s` requests a second.
 
         Raises:
-            ProfileError: it has none, or the rate is not positive.
+            ProfileError: it has none, or the rate is not positive or so low that no request comes.
         """
         gated = [isinstance(stage, LoadStage) and stage.gate and bool(stage.rates_per_s) for stage in self.stages]
         if not any(gated) or not rate_per_s > 0:
             raise ProfileError(f"rate {rate_per_s:g}: expected a positive one, and a profile with a gated open loop")
         change = {"rates_per_s": [rate_per_s]}
         pairs = zip(self.stages, gated, strict=True)
-        return self.model_copy(update={"stages": [s.model_copy(update=change) if g else s for s, g in pairs]})
+        changed = self.model_copy(update={"stages": [s.model_copy(update=change) if g else s for s, g in pairs]})
+        try:
+            return Profile.model_validate(changed.model_dump())
+        except ValidationError as error:
+            problems = "; ".join(_describe(problem) for problem in error.errors())
+            raise ProfileError(f"rate {rate_per_s:g}: {problems}") from error
 
 
 class Profiles(_Section):

@@ -49,7 +49,7 @@ def is_local(url: str) -> bool:
 
 
 def checkout() -> dict[str, Any]:
-    """Returns commit and model of this checkout, those of a service started here; None for what is unknown."""
+    """Returns commit and model of this checkout; None for what is unknown."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     model = None
@@ -106,7 +106,7 @@ def _refuse_cache(urls: Urls) -> None:
         raise ServiceError(f"{urls.http} is ready, but answers no review: {error}") from error
     try:
         _ask("grpc", urls)
-    except (OSError, SentimentError) as error:
+    except (OSError, ValueError, SentimentError) as error:
         raise ServiceError(
             f"{urls.http} answers, but {urls.grpc} does not; --grpc-url says where its gRPC is: {error}"
         ) from error

@@ -50,7 +50,8 @@ def judge(
 ) -> Verdict:
     """Returns the verdict over a run's measurements; memory growth is judged where the profile limits it.
 
-    `profile` is None where it is not known any more or was not run to its end: what breaks every run is still told.
+    `profile` is None where it is not known any more or was not run to its end: failures that break every run are still
+    told, memory is not judged.
     """
     broken: list[str] = []
     remarks: list[str] = []
@@ -60,7 +61,10 @@ def judge(
         broken += [f"{summary.name}: {reason}" for reason in broken_by(summary, limits)]
     remarks += disagreements(summaries, validity)
     broken += memory_growth(folder / MEMORY_FILE, profile.max_memory_growth_percent if profile else None)
-    broken += memory_excess(folder / MEMORY_FILE, limits.memory_mib)
+    if profile is not None:  # another file's limits may be those of a profile that is not known here
+        broken += memory_excess(folder / MEMORY_FILE, limits.memory_mib)
+        if not (folder / MEMORY_FILE).exists() or not processes.most_mib(folder / MEMORY_FILE):
+            remarks.append("memory: no process of the server could be watched, so its limits were not checked")
     return Verdict(broken, remarks, judged=profile is not None and any(summary.gate for summary in summaries))
 
 

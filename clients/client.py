@@ -66,7 +66,7 @@ class SentimentClient:
         """Returns a prediction for each review, in their order; none for none.
 
         Raises:
-            InvalidReviewError: a review cannot be classified; `.index` is the first such. See `predict_each`.
+            InvalidReviewError: a review cannot be classified; `.index` is that of one such. See `predict_each`.
             SentimentError: any other failure, see `clients.errors`.
             TypeError: `reviews` is a single string, or holds something else than strings.
         """

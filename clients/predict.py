@@ -8,14 +8,15 @@
 Answers go to stdout in the order of the reviews. A line that is empty, not UTF-8 or refused by the server is reported
 with its number on stderr (and, with --json, as {"line": 3, "error": "..."} on stdout), and the rest goes on.
 
-Exit code: 0 all answered; 1 at least one line was broken; 2 wrong usage, or the server failed and the rest was left;
-130 stopped by Ctrl-C.
+Exit code: 0 all answered; 1 at least one line was broken; 2 wrong usage, or the server failed or nobody reads the
+answers any more, and the rest was left; 130 stopped by Ctrl-C.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import stat
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         total: int | None = len(args.reviews)
         if path is not None:
             try:
-                stream = _standard_input() if path == "-" else stack.enter_context(open(path, "rb"))
+                stream = _standard_input() if path == "-" else _opened(path, stack)
             except OSError as error:
                 parser.error(f"cannot read {path}: {error.strerror}")
             lines, total = read_lines(stream), None
@@ -105,6 +106,13 @@ def _standard_input() -> BinaryIO:
     At its end the interpreter takes the lock of that one, and aborts if the thread that reads lines holds it.
     """
     return open(0, "rb", closefd=False)  # not closed either: that would wait for the read
+
+
+def _opened(path: str, stack: ExitStack) -> BinaryIO:
+    stream = open(path, "rb")  # noqa: SIM115  (a pipe is never closed: that would wait for a read which may not end)
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stack.enter_context(stream)
+    return stream
 
 
 def _run(client: AsyncSentimentClient, lines: Iterable[Line], printer: "_Printer", max_in_flight: int) -> int:

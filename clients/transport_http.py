@@ -77,8 +77,7 @@ class _LoopThread:
         self._process = os.getpid()
         # Forks share an epoll: one that lets go of its copy of a connection removes it from the parent's loop, which
         # then waits for answers in vain. A poll is in the memory of each.
-        selector = selectors.PollSelector() if hasattr(os, "fork") else selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(selector)
+        self._loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         self._ending: asyncio.Task[None] | None = None
         self._has_ended = False
         self._sending = threading.Lock()

@@ -6,6 +6,7 @@ tokenizer's process had died.
 
 import json
 import sys
+import time
 import urllib.request
 
 URL = "http://127.0.0.1:8000/v2/models/sentiment/generate"
@@ -13,9 +14,9 @@ TIMEOUT_S = 8.0
 
 
 def main(url: str = URL) -> int:
-    """Sends one review to `url`; returns the exit status."""
+    """Sends one review to `url`, each time another, which no response cache knows; returns the exit status."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's ports
-    request = urllib.request.Request(url, json.dumps({"text": "A quiet, honest film."}).encode())
+    request = urllib.request.Request(url, json.dumps({"text": f"A quiet, honest film. {time.time_ns()}"}).encode())
     try:
         with opener.open(request, timeout=TIMEOUT_S) as response:
             answer = json.load(response)

@@ -79,7 +79,9 @@ serve() { # serve SERVICE CONFIGURATION [LOAD]: starts it, tests it, stops it
 trap '"${compose[@]}" --profile cpu --profile gpu down --timeout 20 >/dev/null 2>&1' EXIT
 
 make -s .venv/.ready || exit 2
-check "server image builds" "${compose[@]}" --profile gpu build --build-arg "REVISION=$(git rev-parse HEAD)"
+REVISION=$(git rev-parse HEAD)
+export REVISION # for every build by Compose
+check "server image builds" "${compose[@]}" --profile gpu build
 # shellcheck disable=SC2016  # the container's shell expands it
 check "tritonserver knows every flag" docker run --rm --entrypoint bash "sentiment-server:${TRITON_RELEASE}" -c \
   'tritonserver --help > /tmp/help 2>&1; for flag in $(grep -oE "^--[a-z-]+" docker/server.flags); do grep -q -- "$flag" /tmp/help || { echo "unknown $flag"; exit 1; }; done'

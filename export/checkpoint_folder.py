@@ -16,13 +16,19 @@ def read_labels(checkpoint: Path) -> list[str]:
     """Returns the label names of `checkpoint` in the order of their ids.
 
     Raises:
-        CheckpointError: a file is missing, the model is no DistilBERT, or it has not two labels.
+        CheckpointError: a file is missing, the tokenizer does not truncate, the model is no DistilBERT, or it has not
+            two labels.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (checkpoint / name).is_file():
             raise CheckpointError(
                 f"{checkpoint} has no {name}, expected a checkpoint as training.train writes it: make train"
             )
+    if not json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8")).get("truncation"):
+        raise CheckpointError(
+            f"{checkpoint}/tokenizer.json sets no truncation, expected the longest review in tokens there, where "
+            "training.train writes it"
+        )
     model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != "distilbert":
         raise CheckpointError(

@@ -75,6 +75,7 @@ def build(plan: EnginePlan, timing_cache: Path) -> bytes:
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.exists() else b"")
     if not config.set_timing_cache(cache, False):
         _LOG.warning("%s is of another TensorRT or GPU and was not used", timing_cache)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildError("TensorRT built no engine; its errors are above")

@@ -66,6 +66,8 @@ def read_plan(onnx_file: Path, config_file: Path) -> EnginePlan:
         PlanError: the files do not fit together.
         GraphError: TensorRT cannot take the graph.
     """
+    if not onnx_file.is_file():
+        raise PlanError(f"{onnx_file} is no file, expected an ONNX file as export.onnx writes it: make export")
     repository = config_file.resolve().parents[2]
     config = read_config(config_file)
     widths = _widths(repository, config_file.name)

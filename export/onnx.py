@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.checkpoint)
     output = args.output_dir or args.checkpoint / "onnx"
     print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
-    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train")
+    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, labels, "train")
     files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
-    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
+    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, labels, leave_out=calibration)
     results, passed = _check(args.checkpoint, files, reviews)
     manifest = describe(args.checkpoint, labels, results)
     (output / "export.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", help="parity on reviews from here (file, folder, hub) instead of generated ones")
     parser.add_argument("--num-reviews", type=int, default=200, help="reviews in the parity gate (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of those reviews (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of those reviews and int8's calibration (%(default)s)")
     return parser
 
 

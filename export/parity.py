@@ -3,16 +3,17 @@
     python -m export.parity --precision int8 --checkpoint artefacts/mine --onnx artefacts/mine/onnx/int8/model.onnx
     ... --data test.parquet --num-reviews 1000      # real reviews instead of generated ones
 
-Reviews of realistic, mixed lengths run through torch in fp32 and through ONNX Runtime in padded batches of several
-rows. Checked: largest difference of logits and probabilities, flipped labels, NaN with a fully padded row in the batch,
-that score and label are those of the probabilities, and that a review's answer does not depend on its neighbours.
+Reviews of realistic, mixed lengths run through torch in fp32 and, in padded batches of several rows, through ONNX
+Runtime, or for int8 through the runtime that serves it on this CPU. Checked: largest difference of logits and
+probabilities, flipped labels, NaN with a fully padded row in the batch, that score and label are those of the
+probabilities, and that a review's answer does not depend on its neighbours.
 Only what was checked is printed; the last line on stdout is one JSON object.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def compare(
 ) -> list[Check]:
     """Returns every check of `onnx_file` against `checkpoint` over `reviews`, held to the precision's tolerance.
 
-    `run`, where it is given, computes the outputs instead of ONNX Runtime: an engine made from `onnx_file`.
+    `run`, where it is given, computes the outputs: an engine made from `onnx_file`.
     """
     tolerance = TOLERANCES[precision]
     rows = _mix_lengths(ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews))
@@ -199,8 +200,18 @@ class ReviewsError(ValueError):
     """The reviews cannot be read; the message says what came and what was expected."""
 
 
-def read_reviews(data: str | None, num_reviews: int, seed: int, split: str = "test") -> list[str]:
+def read_reviews(
+    data: str | None,
+    num_reviews: int,
+    seed: int,
+    labels: list[str],
+    split: str = "test",
+    leave_out: Collection[str] = (),
+) -> list[str]:
     """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other).
+
+    `labels` are the names that `data` may have for labels. Reviews to `leave_out` are taken only where there are no
+    others.
 
     Raises:
         ReviewsError: no such data, or not as `training.data.load` expects it.
@@ -211,11 +222,13 @@ def read_reviews(data: str | None, num_reviews: int, seed: int, split: str = "te
     from training.data import DataError, load
 
     try:
-        splits = load(Data(source=data))
+        splits = load(Data(source=data, labels=labels))
     except DataError as error:
         raise ReviewsError(str(error)) from error
     chosen = splits[split] if split in splits else splits["train"]  # of one file, as documented
-    return list(chosen.shuffle(seed=seed).select(range(min(num_reviews, len(chosen))))["text"])
+    reviews = chosen.shuffle(seed=seed)["text"][:]
+    others = [review for review in reviews if review not in set(leave_out)] if leave_out else reviews
+    return (others or reviews)[:num_reviews]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,12 +248,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        read_labels(args.checkpoint)
+        labels = read_labels(args.checkpoint)
         if not args.onnx.is_file():
             raise CheckpointError(
                 f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
             )
-        reviews = read_reviews(args.data, args.num_reviews, args.seed)
+        reviews = read_reviews(args.data, args.num_reviews, args.seed, labels)
     except (CheckpointError, ReviewsError) as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 2

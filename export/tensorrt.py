@@ -60,15 +60,16 @@ def with_labels(plan: EnginePlan, run: Callable[..., dict[str, Any]]) -> Runner:
     return runner
 
 
-def _accuracy(run: Runner, tokenizer_file: Path, data: str, num_reviews: int, seed: int) -> float:
+def _accuracy(run: Runner, checkpoint: Path, data: str, num_reviews: int, seed: int) -> float:
+    from export.checkpoint_folder import read_labels
     from model_repository.tokenizer.review_text import ReviewEncoder, pad
     from training.config import Data
     from training.data import load
 
-    splits = load(Data(source=data))
+    splits = load(Data(source=data, labels=read_labels(checkpoint)))
     split = splits["test"] if "test" in splits else splits["train"]
     chosen = split.shuffle(seed=seed).select(range(min(num_reviews, len(split))))
-    rows = ReviewEncoder(tokenizer_file).encode(list(chosen["text"]))
+    rows = ReviewEncoder(checkpoint / "tokenizer.json").encode(list(chosen["text"]))
     predicted = [run(pad([row]))["logits"].argmax() for row in rows]
     return float(np.mean(np.array(predicted) == np.array(chosen["label"])))
 
@@ -83,8 +84,7 @@ def _gate(
     print(parity.table(checks, plan.precision, len(reviews)), flush=True)
     results: dict[str, Any] = {check.name: {"measured": check.measured, "limit": check.limit} for check in checks}
     if args.data:
-        tokenizer_file = args.checkpoint / "tokenizer.json"
-        results["accuracy"] = _accuracy(run, tokenizer_file, args.data, args.num_reviews, args.seed)
+        results["accuracy"] = _accuracy(run, args.checkpoint, args.data, args.num_reviews, args.seed)
         print(f"  accuracy on {len(reviews)} reviews of {args.data}: {results['accuracy']:.4f}")
     return results, all(check.passed for check in checks)
 
@@ -119,11 +119,12 @@ def run(args: argparse.Namespace) -> int:
     if args.plan_only:
         return 0
     from export import parity
+    from export.checkpoint_folder import CheckpointError, read_labels
     from export.engine_build import Engine, build
 
-    try:
-        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)  # before minutes of building
-    except parity.ReviewsError as error:
+    try:  # before minutes of building
+        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, read_labels(args.checkpoint))
+    except (CheckpointError, parity.ReviewsError) as error:
         print(f"export.tensorrt: {error}", file=sys.stderr)
         return 2
     repository = args.config.resolve().parents[2]

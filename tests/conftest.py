@@ -75,7 +75,7 @@ def repository(tiny_checkpoint: Path, tiny_onnx: Path, tmp_path_factory: pytest.
     """This checkout's model repository with the tiny model installed in it; copy it before changing it."""
     folder = tmp_path_factory.mktemp("repository") / "model_repository"
     of_installing = shutil.ignore_patterns(
-        "__pycache__", "model.onnx", "tokenizer.json", "manifest.json", "*.installing", ".*lock*"
+        "__pycache__", "model.onnx", "tokenizer.json", "manifest.json", "*.installing"
     )
     shutil.copytree(REPOSITORY, folder, ignore=of_installing)
     max_length = ReviewEncoder(tiny_checkpoint / "tokenizer.json").max_length

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from training.config import BaseWeights, Config, ConfigError, Data
+from training import tokenizer
+from training.config import BaseWeights, Config, ConfigError, Data, Tokens
 from training.weights import load_model, load_tokenizer, resolve
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film"]
@@ -47,8 +48,22 @@ def test_labels_reach_the_model_configuration(bert_folder: Path) -> None:
 
 
 def test_local_folder_brings_its_tokenizer(bert_folder: Path) -> None:
-    tokenizer = load_tokenizer(BaseWeights(source=str(bert_folder)))
-    assert tokenizer.tokenize("A good film") == ["a", "good", "film"]
+    fast = load_tokenizer(BaseWeights(source=str(bert_folder)))
+    assert fast.tokenize("A good film") == ["a", "good", "film"]
+
+
+@pytest.mark.parametrize(
+    ("lower_case", "expected"), [(True, ["a", "good", "film"]), (False, ["[UNK]", "good", "film"])]
+)
+def test_a_cased_base_stays_cased(tmp_path: Path, lower_case: bool, expected: list[str]) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(WORDS))
+    BertTokenizerFast(vocab_file=str(vocabulary), do_lower_case=lower_case).save_pretrained(tmp_path)
+    BertConfig(vocab_size=len(WORDS)).save_pretrained(tmp_path)
+    built = tokenizer.build(BaseWeights(source=str(tmp_path)), Tokens(max_length=16), [], tmp_path)
+    assert built.tokenize("A good film") == expected
+    encoder = tokenizer.save(built, tmp_path, Tokens(max_length=16))
+    assert encoder.encode(["A good film"]) == [[2, *(WORDS.index(word) for word in expected), 3]]
 
 
 def test_package_that_is_not_installed_says_what_to_run() -> None:

@@ -204,11 +204,6 @@ def stand_in() -> Iterator[str]:
     server.server_close()
 
 
-class _NoWatch:
-    def cpu_s(self) -> dict[str, float]:
-        return {}
-
-
 LOAD = Load(
     tool="locust", protocol="generate", loop="closed", level=2, texts="short", warmup_s=0.2, duration_s=0.8, probe=True
 )
@@ -219,7 +214,7 @@ def locust(monkeypatch: pytest.MonkeyPatch, url: str, metrics_url: str, folder: 
     reviews = load_test._reviews("short", SOURCE)
     monkeypatch.setattr(load_test, "known_answers", lambda *_: dict.fromkeys(reviews[::2], "negative"))
     urls = Urls(url, "grpc://127.0.0.1:9", metrics_url)
-    return locust_run.run(LOAD, urls, folder / "two", SOURCE, _NoWatch(), gate=False)  # type: ignore[arg-type]
+    return locust_run.run(LOAD, urls, folder / "two", SOURCE, gate=False)
 
 
 def test_locust_keeps_what_is_under_way_at_the_end_and_finds_wrong_answers(

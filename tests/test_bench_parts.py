@@ -260,7 +260,17 @@ def test_perf_analyzers_timestamps_become_samples(tmp_path: Path) -> None:
     boundaries = [start_ns + at * 10**6 for at in (0, 300, 600, 900)]
     profile = {"experiments": [{"requests": requests, "window_boundaries": boundaries}]}
     (tmp_path / "profile.json").write_text(json.dumps(profile))
-    window_s = perf_analyzer._keep_samples(tmp_path / "profile.json", tmp_path / "pa", 1)
+    load = Load(
+        tool="perf_analyzer",
+        protocol="grpc",
+        loop="open",
+        level=10,
+        texts="imdb",
+        warmup_s=0,
+        duration_s=0.75,
+        probe=True,
+    )
+    window_s = perf_analyzer._keep_samples(tmp_path / "profile.json", tmp_path / "pa", load)
     data = samples.read(tmp_path / "pa.csv.gz")
-    assert window_s == [0.0, pytest.approx(0.9)]
+    assert window_s == [0.0, 0.75], "as long as Locust's, whatever perf_analyzer's own windows are"
     assert data.latency_s.tolist() == pytest.approx([0.05] * 9)

@@ -114,7 +114,7 @@ def run_bench(
     def running(urls: Urls, _: Path, may_start: bool) -> Iterator[Service]:
         yield Service(urls, None, started_here=False)
 
-    def locust(load: Load, urls: Urls, out: Path, source: object, watch: object, gate: bool) -> Path:
+    def locust(load: Load, urls: Urls, out: Path, source: object, gate: bool) -> Path:
         return written(out, load, rows, gate)
 
     answering(monkeypatch)
@@ -242,7 +242,8 @@ def test_a_run_records_what_serves_and_whose_machine_it_describes(
     }
     assert facts["classifier_instances"] == 2
     assert facts["versions"]["triton"] == "9.9"
-    assert set(facts["checkout"]) == {"commit", "dirty", "model_sha256"}
+    assert set(facts["checkout"]) == {"of", "commit", "dirty", "model_sha256"}
+    assert facts["checkout"]["of"] == "load generator", "what was running already may be another build"
 
 
 def test_another_machines_process_is_not_looked_for_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,10 +109,13 @@ def test_a_line_in_a_pipe_is_answered_before_the_next_comes(server: list[str]) -
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize("source", [["-"], ["--file", "/dev/stdin"]], ids=["-", "--file"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (None, 2)], ids=["Ctrl-C", "server gone"])
-def test_an_end_while_a_pipe_is_silent_is_no_crash(script: Script, number: int | None, status: int) -> None:
+def test_an_end_while_a_pipe_is_silent_is_no_crash(
+    script: Script, number: int | None, status: int, source: list[str]
+) -> None:
     with stand_in("http", script) as url:
-        command = [sys.executable, "-m", "clients.predict", "--url", url, "--model", MODEL, "-"]
+        command = [sys.executable, "-m", "clients.predict", "--url", url, "--model", MODEL, *source]
         pipe = subprocess.PIPE
         before = signal.signal(
             signal.SIGINT, signal.default_int_handler

@@ -68,7 +68,7 @@ def test_arrivals_are_the_rounds_and_the_rates_and_as_many_as_that_says() -> Non
 
 
 def test_a_peer_that_misses_a_round_leaves_the_others_theirs() -> None:
-    whole, short = (SimpleNamespace(sustained_per_s=Spread(rates)) for rates in ((3.0, 4.0, 5.0), (6.0,)))
+    whole, short = (SimpleNamespace(sustained_at_most_per_s=Spread(rates)) for rates in ((3.0, 4.0, 5.0), (6.0,)))
     assert table.best([whole, short]).values == (6.0, 4.0, 5.0)
 
 
@@ -154,7 +154,7 @@ def test_a_peer_that_does_not_batch_is_not_what_the_same_engine_is_measured_by(c
     peer = comparison.systems["litserve-torch"]
     names = ["litserve-shipped", "fastapi-shipped"]
     ten, forty = (
-        replace(peer, name=name, engine="shipped", sustained_per_s=Spread((per_s,) * 2))
+        replace(peer, name=name, engine="shipped", sustained_at_most_per_s=Spread((per_s,) * 2))
         for name, per_s in zip(names, (10.0, 40.0), strict=True)
     )
     both = replace(comparison, systems={**comparison.systems, ten.name: ten, forty.name: forty})
@@ -206,6 +206,24 @@ def test_a_round_whose_search_was_cut_off_does_not_count_as_a_rate_of_nothing(
     for file in (tmp_path / "round-1").glob("litserve-torch.open-*"):
         file.unlink()
     assert "litserve-torch" not in results.read(tmp_path).systems
+
+
+def test_over_a_peer_that_held_no_rate_ratios_take_the_lowest_that_was_tried(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    run = json.loads((tmp_path / "run.json").read_text())
+    run["plan"]["ladder"] = [0.25, 0.5, 0.8]
+    _write(tmp_path / "run.json", run)
+    for folder in tmp_path.glob("round-*"):
+        for share in (25, 50):
+            _load(folder / f"litserve-torch.open-{share:03d}", 2, latency_s=0.1, complete=False)
+        _load(folder / "service.open-025", 10, latency_s=0.1, complete=True)
+    peer = results.read(tmp_path).systems["litserve-torch"]
+    assert peer.sustained_per_s.values == (0.0, 0.0)
+    assert peer.sustained_at_most_per_s.values == pytest.approx((2.5, 2.5))
+    report = table.markdown(results.read(tmp_path))
+    assert "the best batching peer with torch | 8.000 (8.000..8.000) | at least 2 | yes |" in report
+    assert "0 where the lowest, 25% of what saturates, did not hold" in report
 
 
 def test_what_tokens_cost_comes_from_saturation_with_one_length_at_a_time(comparison: Comparison) -> None:

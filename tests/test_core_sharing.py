@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model_repository.classifier import core_sharing
 from model_repository.classifier.core_sharing import Cores
 from model_repository.classifier.engine import ONNXRUNTIME, OPENVINO, Engine
 
 CLASSIFIER = Path(__file__).resolve().parents[1] / "model_repository" / "classifier"
 WAIT_S = 0.2
-IDLE_S = 5 * WAIT_S
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -111,20 +112,37 @@ def test_cores_are_lent_while_their_instance_idles_and_it_waits_for_them(
     coming.join()
 
 
-def test_instance_that_is_back_before_its_cores_count_as_idle_keeps_them(pair: tuple[Cores, Cores]) -> None:
+@pytest.fixture
+def idling(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Set once a borrower has seen cores free and looks whether they stay so; and to be set to let it look again."""
+    looks, look_again = threading.Event(), threading.Event()
+
+    def sleep(seconds: float) -> None:
+        looks.set()
+        look_again.wait(60)
+
+    monkeypatch.setattr(core_sharing, "time", types.SimpleNamespace(sleep=sleep))
+    yield looks, look_again
+    look_again.set()
+
+
+def test_instance_that_is_back_before_its_cores_count_as_idle_keeps_them(
+    pair: tuple[Cores, Cores], idling: tuple[threading.Event, threading.Event]
+) -> None:
     first, second = pair
+    looks, look_again = idling
     got: list[bool] = []
 
     def borrow() -> None:
-        with first.lent(1, IDLE_S) as is_lent:
+        with first.lent(1, WAIT_S) as is_lent:
             got.append(is_lent)
 
     borrowing = threading.Thread(target=borrow)
+    borrowing.start()
+    assert looks.wait(60)
     with second.taken(want_all=False):
-        borrowing.start()
-    time.sleep(WAIT_S)  # it has seen them free, and looks again
-    with second.taken(want_all=False):
-        borrowing.join()
+        look_again.set()
+        borrowing.join(60)
     assert got == [False]
 
 
@@ -195,9 +213,9 @@ def test_while_the_other_instance_runs_all_groups_run_on_own_cores(crew: Any, pa
 
 
 def test_a_busy_servers_instance_is_not_deprived_of_its_cores_between_two_executions(
-    monkeypatch: pytest.MonkeyPatch, crew: Any, pair: tuple[Cores, Cores]
+    crew: Any, pair: tuple[Cores, Cores], idling: tuple[threading.Event, threading.Event]
 ) -> None:
-    monkeypatch.setattr(sys.modules["crew"], "_IDLE_S", IDLE_S)
+    looks, look_again = idling
     answered: dict[int, str] = {}
     running, go_on = threading.Event(), threading.Event()
 
@@ -209,11 +227,12 @@ def test_a_busy_servers_instance_is_not_deprived_of_its_cores_between_two_execut
     work = threading.Thread(target=crew.run, args=(2, False, True, infer, answered.__setitem__))
     with pair[1].taken(want_all=False):
         work.start()
-        running.wait(60)
-    time.sleep(WAIT_S)
+        assert running.wait(60)
+    assert looks.wait(60)
     with pair[1].taken(want_all=False):
+        look_again.set()
         go_on.set()
-        work.join()
+        work.join(60)
     assert answered == {0: "own", 1: "own"}
 
 

@@ -1,12 +1,14 @@
 """The container files without a Docker engine: lint, schema, files, pins, flags, and the start's decisions."""
 
 import contextlib
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,10 @@ def test_the_release_stands_in_one_file_and_is_recent_enough() -> None:
 
 
 def pins(text: str) -> dict[str, str]:
-    return {name.lower(): version for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", text, re.MULTILINE)}
+    return {
+        name.lower().replace("_", "-"): version
+        for name, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", text, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-export.txt"])
@@ -117,7 +122,7 @@ def test_image_pins_agree_with_the_project_and_are_hashed(name: str) -> None:
     project = {}
     for line in (CHECKOUT / "constraints.txt").read_text().splitlines():
         if 'python_version < "3.11"' not in line:
-            project |= {key.replace("_", "-"): version for key, version in pins(line).items()}
+            project |= pins(line)
     image = pins(text)
     known = {key: version for key, version in image.items() if key in project}
     assert known == {key: project[key] for key in known}
@@ -145,6 +150,9 @@ def test_container_closes_what_the_local_server_closes() -> None:
     for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
         (value,) = [argument for argument in arguments if argument.startswith(flag)]
         assert set(serve.CLOSED_APIS.split(",")) <= set(value.partition("=")[2].partition(":")[0].split(","))
+    assert f"KEY_HEADER = {serve.KEY_HEADER!r}".replace("'", '"') in (DOCKER / "start.py").read_text()
+    assert "STACK_BYTES = 64 << 20\n" in (DOCKER / "start.py").read_text()
+    assert serve.STACK_BYTES == 64 << 20
     assert [a for a in arguments if a.startswith("--model-repository")] == ["--model-repository=/models"]
 
 
@@ -183,6 +191,29 @@ def test_metrics_address_is_the_one_that_prometheus_asks() -> None:
         assert f"--metrics-url http://{address}:8002/metrics" in (DOCKER / "verify.sh").read_text()
 
 
+def test_health_check_asks_something_new_each_time_and_wants_a_label() -> None:
+    texts, answers = [], [b'{"label": "positive"}', b'{"label": "negative"}', b'{"error": "no model"}']
+
+    class Model(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers[len(texts) - 1])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Model) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-S", str(DOCKER / "healthcheck.py"), f"http://127.0.0.1:{server.server_port}"]
+        runs = [subprocess.run(command, capture_output=True, text=True) for _ in answers]
+        server.shutdown()
+    assert [run.returncode for run in runs] == [0, 0, 1]
+    assert "expected a label" in runs[-1].stderr
+    assert len(set(texts)) == len(answers), "a response cache would answer without the models"
+
+
 def test_stop_allows_more_time_than_triton_takes() -> None:
     (seconds,) = re.findall(r"^--exit-timeout-secs=(\d+)$", (DOCKER / "server.flags").read_text(), re.MULTILINE)
     grace = compose()["services"]["server-cpu"]["stop_grace_period"]
@@ -190,7 +221,15 @@ def test_stop_allows_more_time_than_triton_takes() -> None:
 
 
 def start(repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(DOCKER / "start.py"), f"--model-repository={repository}", "--print", *arguments]
+    # -S: the image's Python has none of this environment's packages.
+    command = [
+        sys.executable,
+        "-S",
+        str(DOCKER / "start.py"),
+        f"--model-repository={repository}",
+        "--print",
+        *arguments,
+    ]
     variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT), **environment}
     return subprocess.run(command, env=variables, capture_output=True, text=True)
 

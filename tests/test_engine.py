@@ -1,6 +1,5 @@
 """The TensorRT engine without TensorRT: its plan, its two graphs, its gate, its installation. The build needs a GPU."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -90,6 +89,11 @@ def test_plan_is_printed_without_tensorrt(models: Path, tiny_onnx: Path, capsys:
     assert export_tensorrt.main(["--onnx", str(tiny_onnx), "--config", str(models / CONFIG), "--plan-only"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["profiles"] == [{"min": [1, 64], "opt": [16, 64], "max": [64, 64]}]
+
+
+def test_a_graph_that_is_not_there_is_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_tensorrt.main(["--onnx", "no.onnx", "--config", str(models / CONFIG), "--plan-only"]) == 2
+    assert "no.onnx is no file" in capsys.readouterr().err
 
 
 def stand_in(plan: EnginePlan) -> Any:
@@ -212,16 +216,12 @@ def test_build_on_this_machine(tiny_checkpoint: Path, tiny_onnx: Path, models: P
     engine_manifest.check_engine(copy, engine_manifest.this_machine(), labels)
 
 
-def test_local_server_passes_over_an_engine_or_stops(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_local_server_passes_over_an_engine(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(models, tmp_path / "models")
     engine_manifest.engine_manifest_path(copy).write_text("{}")
-    serve._pass_over_engine(argparse.Namespace(model_repository=copy, on_engine="fallback"))
+    serve._pass_over_engine(copy)
     (line,) = capsys.readouterr().err.splitlines()
     assert "serving the ONNX model instead" in line
-    with pytest.raises(serve.ServeError, match="TensorRT engine"):
-        serve._pass_over_engine(argparse.Namespace(model_repository=copy, on_engine="stop"))
 
 
 def layer(kind: str, *types: str) -> dict[str, Any]:

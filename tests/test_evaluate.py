@@ -53,6 +53,18 @@ def test_an_onnx_file_without_a_tokenizer_is_an_error(tmp_path: Path, capsys: py
     assert "tokenizer.json" in capsys.readouterr().err
 
 
+def test_labels_are_the_models_own_and_columns_can_be_named(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("body,verdict\na good film,positive\na bad film,negative\n")
+    named = ["--data", str(reviews), "--text-column", "body", "--label-column", "verdict"]
+    assert evaluate_json(tiny_checkpoint, capsys, *named)["split"] is None
+    other_order = ["--labels", "positive", "negative"]
+    assert evaluate.main(["--model-path", str(tiny_checkpoint), *named, *other_order]) == 2
+    assert f"{tiny_checkpoint} has ['negative', 'positive']" in capsys.readouterr().err
+
+
 def test_a_split_that_is_not_there_is_refused_and_the_result_names_the_one_scored(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Export: the graph's contract, and a parity gate that lets a good model through and stops a broken one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -215,3 +216,25 @@ def test_generated_reviews_have_the_lengths_they_claim() -> None:
     quantiles = dict(LENGTH_QUANTILES)
     for share in (0.25, 0.5, 0.75, 0.9):
         assert np.quantile(words, share) == pytest.approx(quantiles[share] / 1.2, rel=0.2)
+
+
+def test_reviews_that_calibrated_int8_are_not_those_of_its_gate(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("text,label\n" + "".join(f"film {number},good\n" for number in range(50)))
+    calibration = parity.read_reviews(str(file), 30, 0, ["bad", "good"], "train")
+    reviews = parity.read_reviews(str(file), 30, 0, ["bad", "good"], leave_out=calibration)
+    assert len(calibration) == 30
+    assert len(reviews) == 20
+    assert not set(reviews) & set(calibration)
+    assert len(parity.read_reviews(str(file), 30, 0, ["bad", "good"], leave_out=[*calibration, *reviews])) == 30
+
+
+def test_a_tokenizer_without_truncation_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**tokenizer, "truncation": None}))
+    assert export_onnx.main(["--checkpoint", str(copy), "--no-install"]) == 2
+    assert "sets no truncation" in capsys.readouterr().err
+    assert not (copy / "onnx").exists()

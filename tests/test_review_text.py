@@ -98,7 +98,7 @@ def test_longest_review_allowed_is_decoded() -> None:
 @pytest.mark.parametrize("review", ["", "   ", "\n\t", "\x00\x01\x7f", "<br /><br />", "\u200b\ufeff"])
 def test_review_without_content_is_empty(encoder: ReviewEncoder, review: str) -> None:
     (row,) = encoder.encode([review])
-    assert row == [2, 3]  # [CLS] [SEP], never no tokens at all: see the ragged-batch trap in classifier/config.pbtxt
+    assert row == [2, 3]  # [CLS] [SEP]
     assert encoder.is_empty(row)
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,8 +49,11 @@ def run(own_repository: Path, tmp_path: Path) -> Callable[..., subprocess.Comple
 
 
 @pytest.fixture
-def own_server(own_repository: Path, tmp_path: Path) -> Server:
-    return serving.start(own_repository, tmp_path / "triton.log")
+def own_server(own_repository: Path, tmp_path: Path) -> Iterator[Server]:
+    server = serving.start(own_repository, tmp_path / "triton.log")
+    yield server
+    if server.process.poll() is None:  # a test that failed left it running
+        server.stop()
 
 
 def triton_processes(server: Server) -> list[int]:
@@ -84,6 +87,12 @@ def test_a_taken_port_is_named_with_its_owner(run: Callable[..., subprocess.Comp
     assert f"{name} port 127.0.0.1:{ports[name]} cannot be used: Address already in use" in result.stderr
     assert f"by process {os.getpid()}" in result.stderr
     assert f"{name.upper()}_PORT=" in result.stderr
+
+
+def test_an_address_that_is_not_this_machines_is_named(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    result = run("--address=203.0.113.1", "--allow-remote")  # for documentation alone: RFC 5737
+    assert result.returncode == 1
+    assert "give --address an address of this machine" in result.stderr
 
 
 def test_ports_come_from_the_environment(repository: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_long_review_is_answered_by_its_end(server: Server) -> None:
     [
         pytest.param(rb'{"text": "a\ud800b"}', 500, id="lone surrogate"),
         pytest.param(b'{"text": 3}', 500, id="number"),
+        pytest.param(b'{"text": null}', 500, id="null"),
         pytest.param(b'{"text": []}', 400, id="empty list"),
         pytest.param(b"{}", 400, id="no text"),
         pytest.param(b'{"text": ', 500, id="cut JSON"),
@@ -100,6 +101,8 @@ def test_bad_requests_never_disturb_their_neighbours_under_load(server: Server) 
     with ThreadPoolExecutor(16) as pool:
         for text, (status, answer) in zip(mixed, pool.map(ask, mixed), strict=True):
             assert status == bad.get(text, 200), answer
+            if text in bad:
+                assert "text[0]" in answer["error"], "the review's fault, not the server's"
             if text in expected:
                 np.testing.assert_allclose([answer["probabilities"]], expected[text], atol=CLOSE)
 

@@ -62,7 +62,7 @@ def test_steps_of_the_ensemble_fit_together_and_keep_the_public_contract(name: s
     assert tensors(ensemble.output).items() <= known.items()
 
 
-def test_native_configurations_differ_from_the_default_where_they_must(tiny_checkpoint: Path) -> None:
+def test_native_configurations_tokenise_alike_and_merge_one_width() -> None:
     onnx_tokenizer, plan_tokenizer = (config("tokenizer", name) for name in CONFIGURATIONS)
     for policy in (onnx_tokenizer, plan_tokenizer):
         policy.dynamic_batching.Clear()
@@ -96,8 +96,10 @@ def test_every_width_of_the_installed_tokenizer_is_warmed_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_every_request_gets_one_width_so_that_all_merge(name: str, repository: Path) -> None:
-    tokenizer_file = repository / TOKENIZER_FILE
+def test_every_request_gets_one_width_so_that_all_merge(name: str) -> None:
+    tokenizer_file = REPOSITORY / TOKENIZER_FILE
+    if not tokenizer_file.exists():
+        pytest.skip("no model is installed in this checkout: make export")
     assert widths(name, tokenizer_file) == [ReviewEncoder(tokenizer_file).max_length]
 
 

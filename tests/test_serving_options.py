@@ -274,9 +274,12 @@ def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, s
     assert_same_answers(start(), server)
 
 
-def test_polling_is_refused_with_a_reason(changed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags", [["--model-control-mode=poll"], ["--model-control=poll"], ["--model-control", "poll"]]
+)
+def test_polling_is_refused_with_a_reason(changed: Path, tmp_path: Path, flags: list[str]) -> None:
     command = serving.command(changed, tmp_path / "triton.log", serving.free_ports())
-    run = subprocess.run([*command, "--triton-flag=--model-control-mode=poll"], capture_output=True, text=True)
+    run = subprocess.run([*command, *(f"--triton-flag={flag}" for flag in flags)], capture_output=True, text=True)
     assert run.returncode == 1
     assert "start a second server" in run.stderr
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, TrainingArguments
 
 from model_repository.tokenizer.review_text import ReviewEncoder
 from training import evaluate, train
@@ -72,6 +72,24 @@ def test_same_seed_gives_the_same_weights_and_metrics(artefacts: Path, tmp_path:
 def test_finished_run_is_not_overwritten_unasked(artefacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_smoke(artefacts) == 2
     assert "pass --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["data.source=nowhere.csv", "base.source=./nowhere", "base.source={run}"])
+def test_overwrite_keeps_the_finished_run_when_the_new_one_cannot_begin(
+    artefacts: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    run = artefacts / "smoke"
+    assert run_smoke(artefacts, "--overwrite", "-o", override.format(run=run)) == 2
+    assert override.partition("=")[0] in capsys.readouterr().err
+    assert (run / "model.safetensors").is_file()
+
+
+def test_several_gpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    assert run_smoke(tmp_path) == 2
+    assert "CUDA_VISIBLE_DEVICES=0" in capsys.readouterr().err
 
 
 def test_resume_after_a_kill_ends_with_the_same_weights(tmp_path: Path) -> None:

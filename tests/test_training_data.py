@@ -77,6 +77,6 @@ def test_folder_without_a_training_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
-    path.write_text("text,label\ngood film,1\n,0\nbad film,0\n")
-    with pytest.raises(DataError, match=r"rows \[1\] have no text"):
+    path.write_text("text,label\ngood film,1\n,0\nbad film,0\n <br />,1\n")
+    with pytest.raises(DataError, match=r"rows \[1, 3\] have no text"):
         load(Data(source=str(path)))

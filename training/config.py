@@ -42,7 +42,9 @@ class Data(_Section):
     source: str
     """Hub data set, or a local parquet or CSV file, or a folder with train.* and, where there is one, test.*."""
     text_column: str = "text"
+    """Column of the reviews."""
     label_column: str = "label"
+    """Column of their labels: names in `labels`, or their ids."""
     labels: Annotated[list[str], Field(min_length=2)] = ["negative", "positive"]
     """Label names in the order of their ids; they become the checkpoint's id2label and the server's answers."""
     validation_fraction: float = Field(default=0.04, gt=0, lt=1)
@@ -61,6 +63,7 @@ class UnlabelledReviews(_Section):
     source: str
     """A folder with train.* and unsupervised.*, both read (test.* never is), or one parquet or CSV file."""
     text_column: str = "text"
+    """Column of the reviews."""
     validation_fraction: float = Field(default=0.01, gt=0, lt=1)
     """Share held out, on whose masked tokens the validation loss is measured."""
     max_reviews: int | None = Field(default=None, ge=2)
@@ -80,12 +83,19 @@ class Optimisation(_Section):
     """AdamW with a linear warm-up and decay."""
 
     num_epochs: float = Field(default=2.0, gt=0)
+    """Times that the training reviews are gone through."""
     learning_rate: float = Field(default=5e-5, gt=0)
+    """At the end of the warm-up, the highest."""
     batch_size: int = Field(default=32, gt=0)
+    """Reviews a step."""
     eval_batch_size: int = Field(default=64, gt=0)
+    """Reviews at once on the validation reviews."""
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, of all weights but biases and layer norms."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of activations left out in a step, attention's apart."""
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
     """0 lets PyTorch use its fused attention; 0.1 made training 2.3 times slower on a CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -98,7 +108,7 @@ class Training(Optimisation):
     """Fine-tuning: the checkpoint of the evaluation with the lowest validation loss is kept."""
 
     early_stopping_patience: int = Field(default=6, gt=0)
-    """Evaluations without a lower validation loss after which training stops."""
+    """Evaluations without a lower validation loss after which training stops; never, if as many as there are."""
 
 
 class Adaptation(Optimisation):
@@ -112,6 +122,7 @@ class _Run(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder under artefacts/ that the run writes."""
     seed: int = Field(default=42, ge=0)
+    """Of the splits, the order of reviews, dropout, and whatever weights are drawn at random."""
     base: BaseWeights
 
 

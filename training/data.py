@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 
-from model_repository.tokenizer.review_text import ReviewEncoder
+from model_repository.tokenizer.review_text import ReviewEncoder, clean
 from training.config import Data
 
 _READERS = {".parquet": "parquet", ".csv": "csv"}
@@ -79,7 +79,7 @@ def _normalise(split: Dataset, data: Data) -> Dataset:
 def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Dataset:
     ids: dict[object, int] = {label: index for index, label in enumerate(data.labels)}
     ids |= {index: index for index in ids.values()}
-    empty = [index for index, review in enumerate(reviews) if not isinstance(review, str)]
+    empty = [index for index, review in enumerate(reviews) if not isinstance(review, str) or not clean(review).strip()]
     if empty:
         raise DataError(f"{data.source}: rows {empty[:10]} have no text, expected a review in each: leave them out")
     unknown = sorted({str(label) for label in labels if label not in ids})

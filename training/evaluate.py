@@ -38,23 +38,29 @@ class ModelPathError(ValueError):
     """The model path names nothing that can be scored."""
 
 
-def open_scorer(model_path: str, labels: list[str]) -> Scorer:
+def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
     """Returns the scorer for a checkpoint folder, a `.onnx` file, or a server's http:// or grpc:// URL.
 
+    `labels` are the names by id, which a server does not tell: there they are negative and positive if not given.
+
     Raises:
-        ModelPathError: none of the three.
+        ModelPathError: none of the three, or a model with other labels than those given.
     """
     if model_path.startswith(("http://", "grpc://")):
-        return ServerScorer(model_path, labels)
+        return ServerScorer(model_path, labels or Data(source="").labels)
     path = Path(model_path)
     if path.suffix == ".onnx" and path.is_file():
-        return OnnxScorer(path)
-    if (path / "model.safetensors").is_file():
-        return CheckpointScorer(path)
-    raise ModelPathError(
-        f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
-        "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
-    )
+        scorer: Scorer = OnnxScorer(path)
+    elif (path / "model.safetensors").is_file():
+        scorer = CheckpointScorer(path)
+    else:
+        raise ModelPathError(
+            f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
+            "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
+        )
+    if labels and labels != scorer.labels:
+        raise ModelPathError(f"--labels {labels} came, but {model_path} has {scorer.labels}: leave the option out")
+    return scorer
 
 
 def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
@@ -64,9 +70,10 @@ def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict
     return classification_metrics(np.log(np.maximum(probabilities, 1e-12)), np.asarray(labels))
 
 
-def _labelled(args: argparse.Namespace) -> tuple[list[str], list[int], str | None]:
-    """Returns reviews, labels, and the split that they are; a single file is none."""
-    splits = data.load(Data(source=args.data, labels=args.labels))
+def _labelled(args: argparse.Namespace, labels: list[str]) -> tuple[list[str], list[int], str | None]:
+    """Returns reviews, the ids of their `labels`, and the split that they are; a single file is none."""
+    columns = {"text_column": args.text_column, "label_column": args.label_column}
+    splits = data.load(Data(source=args.data, labels=labels, **columns))
     if args.split not in splits and len(splits) > 1:
         raise data.DataError(f"{args.data}: no split {args.split!r}; there are: {', '.join(splits)}")
     name = args.split if args.split in splits else None
@@ -103,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--examples", nargs="+", metavar="REVIEW", help="reviews to label")
     parser.add_argument("--data", help="labelled reviews: hub data set, parquet or CSV file, or folder")
     parser.add_argument("--split", default="test", help="split to score where there are several (%(default)s)")
-    parser.add_argument("--labels", nargs="+", default=["negative", "positive"], help="label names by id (%(default)s)")
+    parser.add_argument("--text-column", default="text", help="column of the reviews (%(default)s)")
+    parser.add_argument("--label-column", default="label", help="column of labels, names or ids (%(default)s)")
+    parser.add_argument("--labels", nargs="+", help="a server's label names by id (negative positive)")
     parser.add_argument("--limit", type=int, help="score this many reviews, drawn with a fixed seed")
     parser.add_argument("--output-json", type=Path, help="write the result here too")
     return parser
@@ -121,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.examples:
             result["examples"] = _print_examples(scorer, args.examples)
         if args.data:
-            reviews, labels, result["split"] = _labelled(args)
+            reviews, labels, result["split"] = _labelled(args, scorer.labels)
             started = time.monotonic()
             result["data"] = args.data
             result["metrics"] = score(scorer, reviews, labels)

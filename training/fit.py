@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.config import AdaptConfig, Config, Optimisation
+from training.config import AdaptConfig, Config, ConfigError, Optimisation
 from training.masked_lm import MaskedPositionsLM, Masker
 from training.metrics import classification_metrics
 
@@ -81,8 +81,12 @@ class _ResumableTrainer(Trainer):
 def _arguments(
     training: Optimisation, seed: int, folder: Path, num_train: int, show_progress: bool, **others: Any
 ) -> TrainingArguments:
-    """Returns the Trainer's arguments; `others` are what fine-tuning and adaptation do not share."""
-    return TrainingArguments(
+    """Returns the Trainer's arguments; `others` are what fine-tuning and adaptation do not share.
+
+    Raises:
+        ConfigError: several GPUs are visible. The Trainer would spread each batch over all, `batch_size` for each.
+    """
+    arguments = TrainingArguments(
         output_dir=str(folder),
         seed=seed,
         data_seed=seed,
@@ -102,6 +106,12 @@ def _arguments(
         report_to="none",
         **others,
     )
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"{arguments.n_gpu} GPUs are visible, expected one, for which training.batch_size is meant: set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    return arguments
 
 
 def _steps_between_evaluations(training: Optimisation, num_train: int) -> int:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from training import weights
-from training.config import AdaptConfig, Config
+from training.config import AdaptConfig, BaseWeights, Config, ConfigError
 from training.fit import last_complete_checkpoint
 from training.provenance import git_revision, utc_now, versions
 
@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser, config: str) -> None:
     )
     parser.add_argument("--artefacts", type=Path, default=Path("artefacts"), help="parent folder of runs (%(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name first")
-    parser.add_argument("--verbose", action="store_true", help="debug lines, and progress bars off a terminal too")
+    parser.add_argument("--verbose", action="store_true", help="debug lines too")
 
 
 def set_up_logging(file: Path, verbose: bool) -> None:
@@ -53,8 +53,28 @@ def set_up_logging(file: Path, verbose: bool) -> None:
     warnings.filterwarnings("ignore", message="mtime may not be reliable")
     for noisy in ("fsspec", "urllib3", "filelock", "asyncio", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if not sys.stderr.isatty() and not verbose:
+    if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+
+
+def check_base(base: BaseWeights, folder: Path) -> None:
+    """Checks, before an earlier run in `folder` may be deleted, that the base weights are there, and elsewhere.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if base.source == "random":
+        return
+    if Path(weights.resolve(base.source)).resolve() == folder.resolve():
+        raise ConfigError(f"base.source={base.source} is what this run writes: give it another name, -o name=OTHER")
+    try:
+        weights.load_tokenizer(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"base.source={base.source}: neither a local folder with weights and tokenizer nor what the hub gave "
+            f"({reason}); training.adapt and training.train write such folders"
+        ) from error
 
 
 def prepare_folder(folder: Path, overwrite: bool, resume: bool = False) -> Path | None:
@@ -73,6 +93,8 @@ def prepare_folder(folder: Path, overwrite: bool, resume: bool = False) -> Path 
         raise RunExistsError(f"{folder} holds an interrupted run ({last.name}): pass --resume or --overwrite")
     if resume and last is None:
         log.warning("nothing to resume in %s: starting from the base weights", state)
+    if last is None:
+        shutil.rmtree(state, ignore_errors=True)  # of a run that ended before it had anything to resume
     folder.mkdir(parents=True, exist_ok=True)
     return last
 

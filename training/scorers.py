@@ -19,7 +19,7 @@ Probabilities = npt.NDArray[np.floating[Any]]
 
 
 class TokenizerNotFoundError(ValueError):
-    """No tokenizer.json belongs to an ONNX file; the message says where one was looked for."""
+    """No tokenizer.json that can be used belongs to the model; the message says where one was looked for, or why."""
 
 
 class NoClassifierError(ValueError):
@@ -50,7 +50,10 @@ class _EncodedScorer:
     name = "scoring"
 
     def __init__(self, tokenizer_file: Path, batch_size: int) -> None:
-        self._encoder = ReviewEncoder(tokenizer_file)
+        try:
+            self._encoder = ReviewEncoder(tokenizer_file)
+        except ValueError as error:
+            raise TokenizerNotFoundError(str(error)) from error
         self._batch_size = batch_size
 
     def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:

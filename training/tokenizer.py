@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 from transformers import DistilBertTokenizerFast
 
 from model_repository.tokenizer.review_text import ReviewEncoder, clean
@@ -28,12 +29,26 @@ def build(base: BaseWeights, tokens: Tokens, reviews: Iterable[str], folder: Pat
         return DistilBertTokenizerFast(
             vocab_file=str(vocabulary), model_max_length=tokens.max_length, truncation_side=tokens.truncation_side
         )
+    backend = load_tokenizer(base).backend_tokenizer
     # DistilBERT's class, whatever the base's: BERT's would hand out token_type_ids, which DistilBERT refuses.
     return DistilBertTokenizerFast(
-        tokenizer_object=load_tokenizer(base).backend_tokenizer,
+        tokenizer_object=backend,
         model_max_length=tokens.max_length,
         truncation_side=tokens.truncation_side,
+        **_normalisation(backend),
     )
+
+
+def _normalisation(backend: Tokenizer) -> dict[str, bool | None]:
+    """Returns the base's own: without them the class makes every base lower case."""
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, BertNormalizer):
+        return {}
+    return {
+        "do_lower_case": normalizer.lowercase,
+        "strip_accents": normalizer.strip_accents,
+        "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+    }
 
 
 def save(tokenizer: DistilBertTokenizerFast, folder: Path, tokens: Tokens) -> ReviewEncoder:

@@ -136,7 +136,9 @@ def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBer
 
 
 def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassification:
-    """Returns a DistilBERT classifier with the base weights and a fresh head (drawn from torch's global seed).
+    """Returns a DistilBERT classifier with the base weights.
+
+    Its head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
 
     Raises:
         ConfigError: the base is neither DistilBERT nor BERT.

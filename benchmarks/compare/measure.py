@@ -102,6 +102,7 @@ class Bench:
             if system.open_loop:
                 log_file = folder / f"{system.name}.open.log"
                 with running(system, self.machine, log_file, system.open_loop) as server:
+                    self._warm_up(server)
                     self._open_loops(system, server, saturated_per_s, folder)
         except (StartError, subprocess.CalledProcessError) as error:
             logger.warning("%s: %s", system.name, error)
@@ -116,6 +117,11 @@ class Bench:
         return replace(
             self._spec(server), users=plan.users, warmup_s=plan.warmup_s, window_s=window_s, triton=server.triton
         )
+
+    def _warm_up(self, server: Server) -> None:
+        """Puts a fresh server under the load that the others have had before their open loops."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.load(self._closed(server, self.plan.saturated_s), Path(folder) / "warm-up")
 
     def _open_loops(self, system: System, server: Server, saturated_per_s: float, folder: Path) -> None:
         """Looks for the highest rate that holds."""

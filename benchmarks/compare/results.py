@@ -56,6 +56,8 @@ class SystemResult:
     saturated_per_s: Spread
     sustained_per_s: Spread
     """Highest open-loop rate that held; 0 where none of the ladder did."""
+    sustained_at_most_per_s: Spread
+    """The same, but the ladder's lowest rate, which did not hold, where none did: what ratios are taken over."""
     generator_cores: Spread
     """CPU seconds of the load generator a second, at saturation."""
     server_cores: Spread
@@ -152,6 +154,9 @@ def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[floa
         engine=entry["engine"],
         saturated_per_s=_each(at, _right_per_s),
         sustained_per_s=_each(complete, lambda r: _sustained(name, r)),
+        sustained_at_most_per_s=_each(
+            at, lambda out: _sustained(name, out.parent) or min(ladder, default=0.0) * _right_per_s(out)
+        ),
         generator_cores=_each(records, lambda r: r["generator_cpu_s"] / r["wall_s"]),
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
