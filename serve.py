@@ -194,7 +194,7 @@ def check(options: argparse.Namespace) -> None:
                 f"--triton-flag={flag} came: where the ports listen is for --address to say, and the endpoints of "
                 "SageMaker and Vertex AI, which listen everywhere, stay closed"
             )
-    if any(flag.rpartition("=")[2] == "poll" for flag in options.triton_flag):  # of a shortened flag too
+    if any(flag.rpartition("=")[2].lower() == "poll" for flag in options.triton_flag):  # of a shortened flag too
         raise ServeError(
             "--model-control-mode=poll came; a reload ends a model's process, which serve.py takes for its death, "
             "and would run any code that appears in the folder. For another model start a second server and move "

@@ -13,6 +13,7 @@ Writes capacity.png into the folder; the last line on stdout is one JSON documen
 """
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -120,7 +121,8 @@ def _worst(result: Plan) -> dict[str, float]:
 
 
 def _newest_sweep() -> Path:
-    runs = sorted(RESULTS.glob(f"sweep-*/{verdict.RUN_FILE}"), key=lambda file: file.stat().st_mtime)
+    files = sorted(RESULTS.glob(f"sweep-*/{verdict.RUN_FILE}"), key=lambda file: file.stat().st_mtime)
+    runs = [file for file in files if json.loads(file.read_text()).get("finished", True)]
     if not runs:
         raise CapacityError(
             f"{RESULTS} holds no sweep: `make bench PROFILE=sweep` makes one, or name a "

@@ -26,8 +26,8 @@ def read_labels(checkpoint: Path) -> list[str]:
             )
     if not json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8")).get("truncation"):
         raise CheckpointError(
-            f"{checkpoint}/tokenizer.json sets no truncation, expected the longest review in tokens there, where "
-            "training.train writes it"
+            f"{checkpoint}/tokenizer.json sets no truncation, expected its max_length: training.train saves it, and "
+            "Tokenizer.enable_truncation(max_length=...) of the package tokenizers sets it"
         )
     model_type = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != "distilbert":

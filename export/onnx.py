@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.checkpoint)
     output = args.output_dir or args.checkpoint / "onnx"
     print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
-    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, labels, "train")
+    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train")
     files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
-    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, labels, leave_out=calibration)
+    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, leave_out=calibration)
     results, passed = _check(args.checkpoint, files, reviews)
     manifest = describe(args.checkpoint, labels, results)
     (output / "export.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -204,14 +204,12 @@ def read_reviews(
     data: str | None,
     num_reviews: int,
     seed: int,
-    labels: list[str],
     split: str = "test",
     leave_out: Collection[str] = (),
 ) -> list[str]:
     """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other).
 
-    `labels` are the names that `data` may have for labels. Reviews to `leave_out` are taken only where there are no
-    others.
+    Of `data` the reviews to `leave_out` are taken only where the others do not suffice.
 
     Raises:
         ReviewsError: no such data, or not as `training.data.load` expects it.
@@ -222,13 +220,13 @@ def read_reviews(
     from training.data import DataError, load
 
     try:
-        splits = load(Data(source=data, labels=labels))
+        splits = load(Data(source=data), with_labels=False)
     except DataError as error:
         raise ReviewsError(str(error)) from error
     chosen = splits[split] if split in splits else splits["train"]  # of one file, as documented
     reviews = chosen.shuffle(seed=seed)["text"][:]
-    others = [review for review in reviews if review not in set(leave_out)] if leave_out else reviews
-    return (others or reviews)[:num_reviews]
+    left_out = set(leave_out)
+    return sorted(reviews, key=left_out.__contains__)[:num_reviews]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -248,12 +246,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        labels = read_labels(args.checkpoint)
+        read_labels(args.checkpoint)
         if not args.onnx.is_file():
             raise CheckpointError(
                 f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
             )
-        reviews = read_reviews(args.data, args.num_reviews, args.seed, labels)
+        reviews = read_reviews(args.data, args.num_reviews, args.seed)
     except (CheckpointError, ReviewsError) as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 2

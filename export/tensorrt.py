@@ -121,10 +121,15 @@ def run(args: argparse.Namespace) -> int:
     from export import parity
     from export.checkpoint_folder import CheckpointError, read_labels
     from export.engine_build import Engine, build
+    from training.config import Data
+    from training.data import DataError, load
 
     try:  # before minutes of building
-        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, read_labels(args.checkpoint))
-    except (CheckpointError, parity.ReviewsError) as error:
+        labels = read_labels(args.checkpoint)
+        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
+        if args.data:
+            load(Data(source=args.data, labels=labels))
+    except (CheckpointError, DataError, parity.ReviewsError) as error:
         print(f"export.tensorrt: {error}", file=sys.stderr)
         return 2
     repository = args.config.resolve().parents[2]

@@ -161,6 +161,17 @@ def test_each_process_must_keep_its_memory_limit(tmp_path: Path, limit_mib: floa
     assert verdict.memory_excess(tmp_path / "memory.csv", {"classifier": limit_mib}) == named
 
 
+def test_memory_is_judged_where_the_profile_is_known_and_what_was_not_watched_is_said(tmp_path: Path) -> None:
+    summary = measured(tmp_path, steady(0.05))
+    profile = Profile.model_validate({"about": "", "stages": [{**STAGE, "name": "x"}]})
+    limits = LIMITS.model_copy(update={"memory_mib": {"triton": 2}})
+    assert "could be watched" in verdict.judge([summary], limits, VALIDITY, profile, tmp_path).remarks[-1]
+    processes.write_memory(tmp_path / "memory.csv", [(0.0, "triton", 1, 3 * 2**20)])
+    known, unknown = (verdict.judge([summary], limits, VALIDITY, one, tmp_path) for one in (profile, None))
+    assert known.broken == ["memory: triton held 3 MiB, limit 2 MiB"]
+    assert known.remarks == unknown.broken == []
+
+
 def test_memory_that_nobody_watched_is_no_proof(tmp_path: Path) -> None:
     assert "watched" in verdict.memory_growth(tmp_path / "memory.csv", 5)[0]
 

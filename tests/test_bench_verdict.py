@@ -189,9 +189,20 @@ def test_a_rate_leaves_other_stages_alone_and_needs_a_gated_open_loop() -> None:
     stages = [{**OPEN, "gate": True}, {**OPEN, "name": "b"}, {**USERS, "gate": True}, {**STAGE, "tool": "search"}]
     changed = Profile.model_validate({"about": "", "stages": stages}).at_rate(3).stages
     assert [stage.rates_per_s for stage in changed if isinstance(stage, LoadStage)] == [[3], [10], None]
+    with pytest.raises(ProfileError, match=r"rate 0\.001.*no request"):
+        Profile.model_validate({"about": "", "stages": [{**OPEN, "gate": True}]}).at_rate(0.001)
     for rate_per_s, stage in ((3, OPEN), (0, {**OPEN, "gate": True}), (float("nan"), {**OPEN, "gate": True})):
         with pytest.raises(ProfileError, match="gated open loop"):
             Profile.model_validate({"about": "", "stages": [stage]}).at_rate(rate_per_s)
+
+
+def test_a_missing_perf_analyzer_is_said_before_the_first_measurement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.perf_analyzer, "find", lambda: None)
+    assert run_bench(monkeypatch, tmp_path, {**STAGE, "tool": "perf_analyzer", "rates_per_s": [10]}, rows=[]) == 2
+    assert "no perf_analyzer on the PATH" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir()), "nothing was measured"
 
 
 @pytest.mark.parametrize(

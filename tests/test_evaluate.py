@@ -60,9 +60,10 @@ def test_labels_are_the_models_own_and_columns_can_be_named(
     reviews.write_text("body,verdict\na good film,positive\na bad film,negative\n")
     named = ["--data", str(reviews), "--text-column", "body", "--label-column", "verdict"]
     assert evaluate_json(tiny_checkpoint, capsys, *named)["split"] is None
-    other_order = ["--labels", "positive", "negative"]
-    assert evaluate.main(["--model-path", str(tiny_checkpoint), *named, *other_order]) == 2
-    assert f"{tiny_checkpoint} has ['negative', 'positive']" in capsys.readouterr().err
+    reviews.write_text("body,verdict\na good film,fresh\na bad film,rotten\n")
+    assert evaluate.main(["--model-path", str(tiny_checkpoint), *named]) == 2
+    assert "['negative', 'positive']" in capsys.readouterr().err
+    assert evaluate_json(tiny_checkpoint, capsys, *named, "--labels", "rotten", "fresh")["split"] is None
 
 
 def test_a_split_that_is_not_there_is_refused_and_the_result_names_the_one_scored(

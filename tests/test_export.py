@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -218,15 +219,30 @@ def test_generated_reviews_have_the_lengths_they_claim() -> None:
         assert np.quantile(words, share) == pytest.approx(quantiles[share] / 1.2, rel=0.2)
 
 
-def test_reviews_that_calibrated_int8_are_not_those_of_its_gate(tmp_path: Path) -> None:
+def test_reviews_that_calibrate_int8_are_not_those_of_its_gate(
+    tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "reviews.csv"
-    file.write_text("text,label\n" + "".join(f"film {number},good\n" for number in range(50)))
-    calibration = parity.read_reviews(str(file), 30, 0, ["bad", "good"], "train")
-    reviews = parity.read_reviews(str(file), 30, 0, ["bad", "good"], leave_out=calibration)
-    assert len(calibration) == 30
-    assert len(reviews) == 20
-    assert not set(reviews) & set(calibration)
-    assert len(parity.read_reviews(str(file), 30, 0, ["bad", "good"], leave_out=[*calibration, *reviews])) == 30
+    file.write_text("text,label\n" + "".join(f"film {number},fresh\n" for number in range(200)))
+    given: dict[str, list[str]] = {}
+
+    def build(*arguments: Any) -> dict[str, Path]:
+        given["calibration"] = list(arguments[-1])
+        return {"int8": files["int8"]}
+
+    def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: list[str]) -> list[Any]:
+        given["gate"] = reviews
+        return []
+
+    monkeypatch.setattr(graph, "build", build)
+    monkeypatch.setattr(parity, "compare", compare)
+    command = ["--checkpoint", str(tiny_checkpoint), "--output-dir", str(tmp_path), "--no-install", "--data", str(file)]
+    assert export_onnx.main([*command, "--calibration-data", str(file), "--num-reviews", "72"]) == 0
+    assert len(given["calibration"]) == 128
+    assert len(given["gate"]) == 72
+    assert not set(given["gate"]) & set(given["calibration"])
+    assert export_onnx.main([*command, "--calibration-data", str(file), "--num-reviews", "100"]) == 0
+    assert len(given["gate"]) == 100, "filled up where there are no others"
 
 
 def test_a_tokenizer_without_truncation_is_refused(

@@ -113,7 +113,7 @@ def classifier_counts(server: Server) -> dict[str, int]:
 
 def test_concurrent_requests_of_mixed_lengths_share_executions(server: Server) -> None:
     before = classifier_counts(server)
-    # 1 to 15 words, each four tokens here: no two in a row of the same width.
+    # 1 to 15 words, each four tokens here: no two in a row of as many tokens.
     requests = [triton_request(tritonclient.grpc, [b"word " * (1 + index % 15)]) for index in range(300)]
     address = f"127.0.0.1:{server.ports['grpc']}"
     with tritonclient.grpc.InferenceServerClient(address) as client, ThreadPoolExecutor(32) as pool:

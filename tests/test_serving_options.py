@@ -275,7 +275,7 @@ def test_without_warm_up_the_answers_are_the_same(start: Start, changed: Path, s
 
 
 @pytest.mark.parametrize(
-    "flags", [["--model-control-mode=poll"], ["--model-control=poll"], ["--model-control", "poll"]]
+    "flags", [["--model-control-mode=poll"], ["--model-control=poll"], ["--model-control", "POLL"]]
 )
 def test_polling_is_refused_with_a_reason(changed: Path, tmp_path: Path, flags: list[str]) -> None:
     command = serving.command(changed, tmp_path / "triton.log", serving.free_ports())

@@ -82,14 +82,24 @@ def test_overwrite_keeps_the_finished_run_when_the_new_one_cannot_begin(
     assert run_smoke(artefacts, "--overwrite", "-o", override.format(run=run)) == 2
     assert override.partition("=")[0] in capsys.readouterr().err
     assert (run / "model.safetensors").is_file()
+    assert [path.name for path in artefacts.iterdir() if path.name != "logs"] == ["smoke"]
 
 
-def test_several_gpus_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_several_gpus_are_refused_and_the_earlier_run_stays(
+    artefacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    assert run_smoke(tmp_path) == 2
+    assert run_smoke(artefacts, "--overwrite") == 2
     assert "CUDA_VISIBLE_DEVICES=0" in capsys.readouterr().err
+    assert (artefacts / "smoke" / "manifest.json").is_file()
+
+
+def test_overwrite_leaves_the_new_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "manifest.json").write_text("{}")
+    assert run_smoke(tmp_path, "--overwrite", "-o", "training.num_epochs=1") == 0
+    assert json.loads((tmp_path / "smoke" / "manifest.json").read_text())["seed"] == 7
+    assert [path.name for path in tmp_path.iterdir() if path.name != "logs"] == ["smoke"]
 
 
 def test_resume_after_a_kill_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -127,12 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_as(AdaptConfig, args.config, args.override)
         runs.set_up_logging(args.artefacts / "logs" / "adapt.log", args.verbose)
         folder = args.artefacts / config.name
-        runs.check_base(config.base, folder)
-        if args.overwrite:
-            split(config.data, config.seed)  # before an earlier run is deleted
-        runs.prepare_folder(folder, args.overwrite)
-        runs.save_config(config, folder)
-        manifest = run(config, folder)
+        with runs.replacing(folder, args.overwrite):
+            runs.check_base(config.base)
+            runs.prepare_folder(folder)
+            runs.save_config(config, folder)
+            manifest = run(config, folder)
     except (ConfigError, data.DataError, runs.RunExistsError) as error:
         print(f"training.adapt: {error}", file=sys.stderr)
         return 2

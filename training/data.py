@@ -42,11 +42,11 @@ def _local_files(path: Path) -> tuple[str, dict[str, str]]:
     return _READERS[suffixes.pop()], {split: str(file) for split, file in found.items()}
 
 
-def load(data: Data) -> DatasetDict:
-    """Returns the source's labelled splits (`train`, and `test` where it has one), columns `text` and `label`.
+def load(data: Data, with_labels: bool = True) -> DatasetDict:
+    """Returns the source's splits (`train`, and `test` where it has one), columns `text` and, if wanted, `label`.
 
     Raises:
-        DataError: no such source, a missing column, or a label outside `data.labels`.
+        DataError: no such source, a missing column, a row without text, or a label outside `data.labels`.
     """
     path = Path(data.source)
     if path.exists():
@@ -63,25 +63,28 @@ def load(data: Data) -> DatasetDict:
                 "hub, name a local parquet or CSV file or folder: -o data.source=PATH"
             ) from error
     splits = {name: loaded[name] for name in ("train", "test") if name in loaded}
-    return DatasetDict({name: _normalise(split, data) for name, split in splits.items()})
+    return DatasetDict({name: _normalise(split, data, with_labels) for name, split in splits.items()})
 
 
-def _normalise(split: Dataset, data: Data) -> Dataset:
-    for column in (data.text_column, data.label_column):
+def _normalise(split: Dataset, data: Data, with_labels: bool) -> Dataset:
+    for column in (data.text_column, data.label_column) if with_labels else (data.text_column,):
         if column not in split.column_names:
             raise DataError(
                 f"{data.source}: no column {column!r}; columns are {split.column_names}: set data.text_column and "
                 "data.label_column"
             )
-    return _with_label_ids(split[data.text_column][:], split[data.label_column][:], data)
+    reviews: list[str] = split[data.text_column][:]
+    empty = [index for index, review in enumerate(reviews) if not isinstance(review, str) or not clean(review).strip()]
+    if empty:
+        raise DataError(f"{data.source}: rows {empty[:10]} have no text, expected a review in each: leave them out")
+    if not with_labels:
+        return Dataset.from_dict({"text": reviews})
+    return _with_label_ids(reviews, split[data.label_column][:], data)
 
 
 def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Dataset:
     ids: dict[object, int] = {label: index for index, label in enumerate(data.labels)}
     ids |= {index: index for index in ids.values()}
-    empty = [index for index, review in enumerate(reviews) if not isinstance(review, str) or not clean(review).strip()]
-    if empty:
-        raise DataError(f"{data.source}: rows {empty[:10]} have no text, expected a review in each: leave them out")
     unknown = sorted({str(label) for label in labels if label not in ids})
     if unknown:
         raise DataError(

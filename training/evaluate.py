@@ -41,26 +41,22 @@ class ModelPathError(ValueError):
 def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
     """Returns the scorer for a checkpoint folder, a `.onnx` file, or a server's http:// or grpc:// URL.
 
-    `labels` are the names by id, which a server does not tell: there they are negative and positive if not given.
+    `labels` are a server's names by id, which it does not tell: negative and positive if not given.
 
     Raises:
-        ModelPathError: none of the three, or a model with other labels than those given.
+        ModelPathError: none of the three.
     """
     if model_path.startswith(("http://", "grpc://")):
         return ServerScorer(model_path, labels or Data(source="").labels)
     path = Path(model_path)
     if path.suffix == ".onnx" and path.is_file():
-        scorer: Scorer = OnnxScorer(path)
-    elif (path / "model.safetensors").is_file():
-        scorer = CheckpointScorer(path)
-    else:
-        raise ModelPathError(
-            f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
-            "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
-        )
-    if labels and labels != scorer.labels:
-        raise ModelPathError(f"--labels {labels} came, but {model_path} has {scorer.labels}: leave the option out")
-    return scorer
+        return OnnxScorer(path)
+    if (path / "model.safetensors").is_file():
+        return CheckpointScorer(path)
+    raise ModelPathError(
+        f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
+        "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
+    )
 
 
 def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
@@ -112,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="split to score where there are several (%(default)s)")
     parser.add_argument("--text-column", default="text", help="column of the reviews (%(default)s)")
     parser.add_argument("--label-column", default="label", help="column of labels, names or ids (%(default)s)")
-    parser.add_argument("--labels", nargs="+", help="a server's label names by id (negative positive)")
+    parser.add_argument(
+        "--labels", nargs="+", help="the data's label names in the order of the model's ids (default: the model's own)"
+    )
     parser.add_argument("--limit", type=int, help="score this many reviews, drawn with a fixed seed")
     parser.add_argument("--output-json", type=Path, help="write the result here too")
     return parser
@@ -130,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.examples:
             result["examples"] = _print_examples(scorer, args.examples)
         if args.data:
-            reviews, labels, result["split"] = _labelled(args, scorer.labels)
+            reviews, labels, result["split"] = _labelled(args, args.labels or scorer.labels)
             started = time.monotonic()
             result["data"] = args.data
             result["metrics"] = score(scorer, reviews, labels)

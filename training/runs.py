@@ -1,12 +1,14 @@
 """What a run of `training.train` and one of `training.adapt` share: options, log, folder, and the manifest's facts."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, config: str) -> None:
         "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="set one key; may be repeated"
     )
     parser.add_argument("--artefacts", type=Path, default=Path("artefacts"), help="parent folder of runs (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run of the same name first")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of the same name")
     parser.add_argument("--verbose", action="store_true", help="debug lines too")
 
 
@@ -57,16 +59,30 @@ def set_up_logging(file: Path, verbose: bool) -> None:
         datasets.disable_progress_bars()
 
 
-def check_base(base: BaseWeights, folder: Path) -> None:
-    """Checks, before an earlier run in `folder` may be deleted, that the base weights are there, and elsewhere.
+@contextlib.contextmanager
+def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Moves an earlier run out of the way if it is to be overwritten; it is deleted when the new one is complete.
 
-    Raises:
-        ConfigError: they are not.
+    One that fails before it has a state to resume from leaves the earlier run where it was.
     """
+    earlier = folder.with_name(f"{folder.name}.replaced")
+    if overwrite and folder.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        folder.rename(earlier)
+    try:
+        yield
+    except BaseException:
+        if earlier.exists() and last_complete_checkpoint(folder / "state") is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            earlier.rename(folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def check_base(base: BaseWeights) -> None:
+    """Raises `ConfigError` if the base's tokenizer cannot be loaded, which comes with its weights."""
     if base.source == "random":
         return
-    if Path(weights.resolve(base.source)).resolve() == folder.resolve():
-        raise ConfigError(f"base.source={base.source} is what this run writes: give it another name, -o name=OTHER")
     try:
         weights.load_tokenizer(base)
     except (OSError, ValueError) as error:
@@ -77,15 +93,13 @@ def check_base(base: BaseWeights, folder: Path) -> None:
         ) from error
 
 
-def prepare_folder(folder: Path, overwrite: bool, resume: bool = False) -> Path | None:
+def prepare_folder(folder: Path, resume: bool = False) -> Path | None:
     """Returns the state to resume from, if any; leaves `folder` ready to write.
 
     Raises:
-        RunExistsError: the folder holds a run that neither option was given for.
+        RunExistsError: the folder holds a run, finished or not to be resumed.
     """
     state = folder / "state"
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
     last = last_complete_checkpoint(state)
     if (folder / "manifest.json").exists():
         raise RunExistsError(f"{folder} holds a finished run: pass --overwrite to replace it, or -o name=OTHER")

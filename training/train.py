@@ -93,13 +93,6 @@ def _train_reviews(config: Config, splits: data.Splits) -> tuple[datasets.Datase
     return train, {"soft_labels": facts}
 
 
-def _check_reviews(config: Config) -> None:
-    """Raises `data.DataError`, before an earlier run is deleted, for reviews that cannot be read."""
-    data.load(config.data)
-    if config.data.soft_labels is not None:
-        soft_labels.read(Path(config.data.soft_labels), config.data.labels)
-
-
 def _started_at(path: Path) -> float:
     """Returns when this run first started (Unix time), which a resumed run reads from its state."""
     if not path.exists():
@@ -128,12 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(args.config, args.override)
         runs.set_up_logging(args.artefacts / "logs" / "train.log", args.verbose)
         folder = args.artefacts / config.name
-        runs.check_base(config.base, folder)
-        if args.overwrite:
-            _check_reviews(config)
-        resume_from = runs.prepare_folder(folder, args.overwrite, args.resume)
-        runs.save_config(config, folder, resumed=resume_from is not None)
-        manifest = run(config, folder, resume_from)
+        with runs.replacing(folder, args.overwrite):
+            runs.check_base(config.base)
+            resume_from = runs.prepare_folder(folder, args.resume)
+            runs.save_config(config, folder, resumed=resume_from is not None)
+            manifest = run(config, folder, resume_from)
     except (ConfigError, data.DataError, RunExistsError) as error:
         print(f"training.train: {error}", file=sys.stderr)
         return 2
