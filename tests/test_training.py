@@ -85,6 +85,17 @@ def test_overwrite_keeps_the_finished_run_when_the_new_one_cannot_begin(
     assert [path.name for path in artefacts.iterdir() if path.name != "logs"] == ["smoke"]
 
 
+def test_a_finished_run_survives_a_refusal_beside_what_a_kill_left(
+    artefacts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = artefacts / "smoke.replaced"
+    left.mkdir()
+    assert run_smoke(artefacts) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert (artefacts / "smoke" / "model.safetensors").is_file()
+    left.rmdir()
+
+
 def test_several_gpus_are_refused_and_the_earlier_run_stays(
     artefacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

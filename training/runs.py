@@ -66,13 +66,14 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
     One that fails before it has a state to resume from leaves the earlier run where it was.
     """
     earlier = folder.with_name(f"{folder.name}.replaced")
-    if overwrite and folder.exists():
+    is_moved = overwrite and folder.exists()
+    if is_moved:
         shutil.rmtree(earlier, ignore_errors=True)
         folder.rename(earlier)
     try:
         yield
     except BaseException:
-        if earlier.exists() and last_complete_checkpoint(folder / "state") is None:
+        if is_moved and last_complete_checkpoint(folder / "state") is None:
             shutil.rmtree(folder, ignore_errors=True)
             earlier.rename(folder)
         raise
