@@ -19,8 +19,9 @@ from google.protobuf import text_format
 from serving import CHECKOUT
 from tritonclient.grpc import model_config_pb2
 
-import serve
 from export import engine_manifest
+from local_server.arguments import CLOSED_APIS, KEY_HEADER
+from local_server.triton import STACK_BYTES
 
 DOCKER = CHECKOUT / "docker"
 DOCKERFILES = ("Dockerfile", "Dockerfile.export")
@@ -149,10 +150,10 @@ def test_container_closes_what_the_local_server_closes() -> None:
     assert "--model-control-mode=none" in arguments
     for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
         (value,) = [argument for argument in arguments if argument.startswith(flag)]
-        assert set(serve.CLOSED_APIS.split(",")) <= set(value.partition("=")[2].partition(":")[0].split(","))
-    assert f"KEY_HEADER = {serve.KEY_HEADER!r}".replace("'", '"') in (DOCKER / "start.py").read_text()
+        assert set(CLOSED_APIS.split(",")) <= set(value.partition("=")[2].partition(":")[0].split(","))
+    assert f"KEY_HEADER = {KEY_HEADER!r}".replace("'", '"') in (DOCKER / "start.py").read_text()
     assert "STACK_BYTES = 64 << 20\n" in (DOCKER / "start.py").read_text()
-    assert serve.STACK_BYTES == 64 << 20
+    assert STACK_BYTES == 64 << 20
     assert [a for a in arguments if a.startswith("--model-repository")] == ["--model-repository=/models"]
 
 

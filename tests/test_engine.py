@@ -15,7 +15,6 @@ from google.protobuf import text_format
 from onnxruntime.quantization import quantize_dynamic
 from tiny_model import REVIEWS
 
-import serve
 from export import engine_manifest, graph, parity
 from export import tensorrt as export_tensorrt
 from export.engine_graph import GraphError, graph_precision
@@ -23,6 +22,7 @@ from export.engine_install import install_engine
 from export.engine_plan import EnginePlan, PlanError, Profile, read_config, read_plan
 from export.engine_precision import BuildError, check_precision
 from export.repository import REPOSITORY, TOKENIZER_FILE
+from local_server.preflight import pass_over_engine
 from model_repository.tokenizer.review_text import ReviewEncoder
 
 CONFIG = Path("classifier/configs/tensorrt.pbtxt")
@@ -219,7 +219,7 @@ def test_build_on_this_machine(tiny_checkpoint: Path, tiny_onnx: Path, models: P
 def test_local_server_passes_over_an_engine(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(models, tmp_path / "models")
     engine_manifest.engine_manifest_path(copy).write_text("{}")
-    serve._pass_over_engine(copy)
+    pass_over_engine(copy)
     (line,) = capsys.readouterr().err.splitlines()
     assert "serving the ONNX model instead" in line
 

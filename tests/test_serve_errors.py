@@ -22,9 +22,12 @@ import tritonclient.grpc
 import tritonclient.http
 from serving import CHECKOUT, SERVE_PYTHON, Server, command, free_ports
 
-import serve
 from clients import SentimentClient, ServerError
 from export.repository import MODEL_FILE, TOKENIZER_FILE
+from local_server.errors import ServeError
+from local_server.options import parse
+from local_server.preflight import check
+from local_server.wheel import libpython_folder
 
 PROMISED_STOP_S = 5.0
 SLACK_S = 3.0
@@ -257,7 +260,7 @@ def test_the_first_lines_are_readable_for_old_pythons() -> None:
 
     source = (CHECKOUT / "serve.py").read_text()
     ast.parse(source, feature_version=(3, 7))
-    assert source.index("sys.version_info") < source.index("import argparse")
+    assert source.index("sys.version_info") < source.index("\nfrom ")
 
 
 def test_a_python_without_its_shared_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -267,15 +270,15 @@ def test_a_python_without_its_shared_library_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None)
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
     monkeypatch.setattr(ctypes, "CDLL", not_found)
-    with pytest.raises(serve.ServeError, match=r"libpython3.\d+.so.1.0 was not found.*apt-get install.*pyenv"):
-        serve.libpython_folder()
+    with pytest.raises(ServeError, match=r"libpython3.\d+.so.1.0 was not found.*apt-get install.*pyenv"):
+        libpython_folder()
 
 
 def test_too_little_shared_memory_is_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=8 << 20))
-    options = serve._parse([f"--{name}-port={port}" for name, port in free_ports().items()])
-    with pytest.raises(serve.ServeError, match=r"/dev/shm has 8 MiB free, expected 32.*--shm-size=256m"):
-        serve.check(options)
+    options = parse([f"--{name}-port={port}" for name, port in free_ports().items()], None)
+    with pytest.raises(ServeError, match=r"/dev/shm has 8 MiB free, expected 32.*--shm-size=256m"):
+        check(options)
 
 
 # ---- how it ends -----------------------------------------------------------------------------------------------------

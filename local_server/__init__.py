@@ -1,0 +1,1 @@
+"""Triton out of the nvidia-pytriton wheel, on this machine: what serve.py is made of."""

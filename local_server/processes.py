@@ -1,0 +1,36 @@
+"""What /proc says about processes."""
+
+import contextlib
+import glob
+import os
+from pathlib import Path
+
+
+def listener(port: int) -> str:
+    """Returns which process listens on `port`, as far as this user may see it: " by process 12 (name)", else ""."""
+    sockets = [line.split() for file in glob.glob("/proc/net/tcp*") for line in Path(file).read_text().splitlines()]
+    listening = {f"socket:[{s[9]}]" for s in sockets if s[3] == "0A" and s[1].endswith(f":{port:04X}")}
+    for handle in glob.glob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(handle) in listening:
+                process = handle.split("/")[2]
+                return f" by process {process} ({Path(f'/proc/{process}/comm').read_text().strip()})"
+    return ""
+
+
+def children(process: int) -> list[int]:
+    """Returns the processes that `process` started and that have not been waited for."""
+    found = [int(Path(folder).name) for folder in glob.glob("/proc/[0-9]*")]
+    return [one for one in found if _state_and_parent(one)[1] == str(process)]
+
+
+def has_ended(process: int) -> bool:
+    """Returns whether `process` runs no more, waited for or not."""
+    return _state_and_parent(process)[0] in "ZX"
+
+
+def _state_and_parent(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return ["X", "0"]
