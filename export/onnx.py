@@ -25,6 +25,7 @@ from export import graph, parity
 from export.checkpoint_folder import CheckpointError, read_labels
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
 from model_repository.tokenizer.review_text import ReviewEncoder
+from training.command_line import positive
 from training.provenance import git_revision, sha256_file, utc_now, versions
 
 _PACKAGES = (
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration-data", help="int8's ranges from the training reviews here instead of generated ones"
     )
     parser.add_argument("--data", help="parity on reviews from here (file, folder, hub) instead of generated ones")
-    parser.add_argument("--num-reviews", type=int, default=200, help="reviews in the parity gate (%(default)s)")
+    parser.add_argument("--num-reviews", type=positive, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews and int8's calibration (%(default)s)")
     return parser
 

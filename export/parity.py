@@ -29,6 +29,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from export.checkpoint_folder import CheckpointError, read_labels
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
+from training.command_line import positive
 
 Floats = npt.NDArray[np.floating[Any]]
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -220,7 +221,7 @@ def read_reviews(
     from training.data import DataError, load
 
     try:
-        splits = load(Data(source=data), with_labels=False)
+        splits = load(Data(source=data), (split, "train"), with_labels=False)
     except DataError as error:
         raise ReviewsError(str(error)) from error
     chosen = splits[split] if split in splits else splits["train"]  # of one file, as documented
@@ -237,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--onnx", type=Path, required=True, help="ONNX file to check")
     parser.add_argument("--precision", choices=sorted(TOLERANCES), required=True, help="whose tolerances hold")
     parser.add_argument("--data", help="parquet or CSV file, folder or hub data set, instead of generated reviews")
-    parser.add_argument("--num-reviews", type=int, default=200, help="how many reviews (%(default)s)")
+    parser.add_argument("--num-reviews", type=positive, default=200, help="how many reviews (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the generated or drawn reviews (%(default)s)")
     return parser
 

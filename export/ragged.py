@@ -26,6 +26,7 @@ from export import graph, ragged_graph
 from export.checkpoint_folder import CheckpointError, read_labels
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths, pad
+from training.command_line import positive
 
 Feed = dict[str, npt.NDArray[Any]]
 MAX_BATCH = 16
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face checkpoint folder")
     parser.add_argument("--onnx", type=Path, help="keep the ragged graph here; without it, it is thrown away")
-    parser.add_argument("--num-batches", type=int, default=1000, help="mixed batches (%(default)s)")
+    parser.add_argument("--num-batches", type=positive, default=1000, help="mixed batches (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of reviews and batches (%(default)s)")
     return parser
 

@@ -29,6 +29,7 @@ from export.engine_graph import GraphError
 from export.engine_install import install_engine
 from export.engine_plan import EnginePlan, PlanError, read_plan
 from export.engine_precision import BuildError, check_precision
+from training.command_line import positive
 
 _LABELS_REPOSITORY = Path(__file__).resolve().parent.parent / "docker" / "tensorrt"
 _TOLERANCE_OF = {"bf16": "int8", "fp8": "int8"}
@@ -168,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", help="labelled reviews (file, folder, hub) instead of generated ones; `make engine` takes a folder"
     )
-    parser.add_argument("--num-reviews", type=int, default=200, help="reviews in the parity gate (%(default)s)")
+    parser.add_argument("--num-reviews", type=positive, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews (%(default)s)")
     return parser
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from serving import Server
 
@@ -79,3 +80,50 @@ def test_a_split_that_is_not_there_is_refused_and_the_result_names_the_one_score
     assert (result["split"], result["metrics"]["num_reviews"]) == ("test", 2)
     assert evaluate.main(["--model-path", str(tiny_checkpoint), "--data", str(tmp_path / "train.csv")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["split"] is None
+    (tmp_path / "test.csv").unlink()
+    assert evaluate.main(command) == 2  # the training reviews are not scored unasked
+    assert "no split 'test'; there are: train" in capsys.readouterr().err
+    (tmp_path / "validation.csv").write_text("text,label\na good film,1\n")
+    assert (
+        evaluate_json(tiny_checkpoint, capsys, "--data", str(tmp_path), "--split", "validation")["split"]
+        == "validation"
+    )
+
+
+def test_a_url_without_a_port_and_a_checkpoint_without_tokenizer_are_told(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["--model-path", "grpc://127.0.0.1", "--examples", "fine"]) == 2
+    assert "lacks a host or a port" in capsys.readouterr().err
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    (copy / "tokenizer.json").unlink()
+    assert evaluate.main(["--model-path", str(copy), "--examples", "fine"]) == 2
+    assert f"{copy / 'tokenizer.json'}: no such file" in capsys.readouterr().err
+
+
+def test_an_onnx_file_that_does_not_say_its_labels_is_told(
+    tiny_onnx: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = onnx.load(tiny_onnx)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "model.onnx")
+    shutil.copy(tiny_checkpoint / "tokenizer.json", tmp_path)
+    assert evaluate.main(["--model-path", str(tmp_path / "model.onnx"), "--examples", "fine"]) == 2
+    assert "does not say its labels: make it with `python -m export.onnx`" in capsys.readouterr().err
+
+
+def test_the_result_goes_to_a_new_folder_too(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "result.json"
+    result = evaluate_json(tiny_checkpoint, capsys, "--examples", "a good film", "--output-json", str(out))
+    assert json.loads(out.read_text()) == result
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
+def test_a_number_that_is_none_is_refused(
+    tiny_checkpoint: Path, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model-path", str(tiny_checkpoint), "--data", str(REVIEWS), "--limit", number])
+    assert f"'{number}' came, expected a whole number, at least 1" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The smoke recipe, whole: what it writes, that it repeats itself, and that it survives a kill."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,36 @@ def test_a_finished_run_survives_a_refusal_beside_what_a_kill_left(
     assert "pass --overwrite" in capsys.readouterr().err
     assert (artefacts / "smoke" / "model.safetensors").is_file()
     left.rmdir()
+
+
+def test_overwriting_a_killed_run_keeps_the_finished_one_that_it_had_replaced(
+    artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(artefacts / "smoke", tmp_path / "smoke.replaced")
+    state = tmp_path / "smoke" / "state" / "checkpoint-9"  # what a kill leaves of the run that replaces it
+    state.mkdir(parents=True)
+    (state / "trainer_state.json").write_text("{}")
+    assert run_smoke(tmp_path, "--overwrite") == 2  # hours of training may be in there
+    assert "pass --resume, or remove one of the two" in capsys.readouterr().err
+    assert state.is_dir()
+    shutil.rmtree(state)
+    assert run_smoke(tmp_path, "--overwrite", "-o", "data.source=nowhere.csv") == 2
+    assert (tmp_path / "smoke" / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "logs"] == ["smoke"]
+
+
+def test_going_on_and_replacing_exclude_each_other(artefacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_smoke(artefacts, "--resume", "--overwrite")
+    assert "give one of them" in capsys.readouterr().err
+    assert (artefacts / "smoke" / "model.safetensors").is_file()
+
+
+def test_a_package_that_is_not_there_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_smoke(tmp_path, "-o", "base.source=package:no_such_package/model") == 2
+    error = capsys.readouterr().err
+    assert "no package 'no_such_package'" in error
+    assert "hub" not in error
 
 
 def test_several_gpus_are_refused_and_the_earlier_run_stays(

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from training.config import Data
-from training.data import DataError, load, split
+from training.data import DataError, load, load_unlabelled, split
 
 
 def rows(count: int) -> dict[str, list[object]]:
@@ -71,8 +71,35 @@ def test_unusable_data_says_what_was_expected(folder: Path, data: dict[str, obje
 
 
 def test_folder_without_a_training_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"found nothing; expected one file"):
+    with pytest.raises(DataError, match=r"no split 'train' or 'test'; there are: none; .* train.parquet or train.csv"):
         split(Data(source=str(tmp_path)), seed=0)
+    (tmp_path / "test.csv").write_text("text,label\ngood film,1\n")
+    with pytest.raises(DataError, match="no split 'train'; there are: test"):
+        split(Data(source=str(tmp_path)), seed=0)
+
+
+def test_other_files_of_a_folder_do_not_matter(folder: Path) -> None:
+    (folder / "train.manifest.json").write_text("{}")
+    (folder / "train.csv").write_text("text,label\nthe parquet file counts,1\n")
+    assert (len(load(Data(source=str(folder)))["train"]), len(load(Data(source=str(folder)))["test"])) == (200, 40)
+
+
+@pytest.mark.parametrize(
+    ("count", "data"),
+    [
+        pytest.param(20, {}, id="validation_fraction"),
+        pytest.param(5, {"validation_fraction": 0.5}, id="test_fraction"),
+        pytest.param(200, {"max_train_reviews": 1}, id="max_train_reviews"),
+    ],
+)
+def test_too_few_reviews_name_the_key_and_a_remedy(
+    tmp_path: Path, count: int, data: dict[str, object], request: pytest.FixtureRequest
+) -> None:
+    lines = [f"review {i},{i % 2}" for i in range(count)]
+    (tmp_path / "all.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    key = request.node.callspec.id
+    with pytest.raises(DataError, match=rf"data\.{key}=.*of \d+ reviews.*bring more"):
+        split(Data.model_validate({"source": str(tmp_path / "all.csv"), **data}), seed=0)
 
 
 def test_a_row_without_text_is_named(tmp_path: Path) -> None:
@@ -80,3 +107,5 @@ def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path.write_text("text,label\ngood film,1\n,0\nbad film,0\n <br />,1\n")
     with pytest.raises(DataError, match=r"rows \[1, 3\] have no text"):
         load(Data(source=str(path)))
+    with pytest.raises(DataError, match=r"rows \[1, 3\] have no text"):
+        load_unlabelled(str(path), ["unsupervised"])

@@ -19,7 +19,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,22 @@ def _encode(reviews: Sequence[str], encoder: ReviewEncoder, batch_size: int = 10
     return rows
 
 
+def _data_facts(source: str, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Returns what the manifest says of the reviews."""
+    return {
+        "source": runs.name_of(source),
+        "num_reviews": {name: len(texts) for name, texts in parts.items()},
+        # Unlabelled reviews count as label -1, as in IMDb's unsupervised split.
+        "sha256": {name: sha256_texts((text, -1) for text in texts) for name, texts in parts.items()},
+    }
+
+
 def run(config: AdaptConfig, folder: Path) -> dict[str, Any]:
     """Adapts as `config` says, fills `folder`, and returns the manifest."""
     started = time.monotonic()
     transformers.set_seed(config.seed)
     train, validation = split(config.data, config.seed)
-    sizes = {"train": len(train), "validation": len(validation)}
-    log.info("reviews: %s", sizes)
+    log.info("reviews: train %d, validation %d", len(train), len(validation))
     fast_tokenizer = tokenizer.build(config.base, config.tokens, train, folder)
     encoder = tokenizer.save(fast_tokenizer, folder, config.tokens)
     model = weights.load_masked_lm(config, vocab_size=len(fast_tokenizer))
@@ -91,15 +100,7 @@ def run(config: AdaptConfig, folder: Path) -> dict[str, Any]:
     plain(model).save_pretrained(folder)
     manifest = {
         **runs.identity(config),
-        "data": {
-            "source": runs.name_of(config.data.source),
-            "num_reviews": sizes,
-            # Unlabelled reviews count as label -1, as in IMDb's unsupervised split.
-            "sha256": {
-                name: sha256_texts((text, -1) for text in texts)
-                for name, texts in (("train", train), ("validation", validation))
-            },
-        },
+        "data": _data_facts(config.data.source, {"train": train, "validation": validation}),
         "num_steps": trainer.state.global_step,
         "validation_loss": {"before": before, "after": after},
         "bf16": trainer.args.bf16,

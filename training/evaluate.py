@@ -6,7 +6,7 @@
     python -m training.evaluate --model-path grpc://127.0.0.1:8001 --data test.parquet --output-json out.json
 
 All three go through one interface, so their figures compare. `--data` takes a hub data set, a parquet or CSV file, or
-a folder; of several splits the one named by --split is scored. The last line on stdout is one JSON object.
+a folder, of which the split named by --split is scored. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from clients.address import Address
 from clients.errors import SentimentError
 from training import data
+from training.command_line import positive
 from training.config import Data
 from training.metrics import classification_metrics
 from training.provenance import utc_now
 from training.scorers import (
     CheckpointScorer,
     NoClassifierError,
+    OnnxFileError,
     OnnxScorer,
     Scorer,
     ServerScorer,
@@ -38,15 +41,23 @@ class ModelPathError(ValueError):
     """The model path names nothing that can be scored."""
 
 
+_REFUSALS = (ModelPathError, NoClassifierError, OnnxFileError, TokenizerNotFoundError)
+
+
 def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
     """Returns the scorer for a checkpoint folder, a `.onnx` file, or a server's http:// or grpc:// URL.
 
     `labels` are a server's names by id, which it does not tell: negative and positive if not given.
 
     Raises:
-        ModelPathError: none of the three.
+        ModelPathError: none of the three, or a URL without a port.
+        NoClassifierError, OnnxFileError, TokenizerNotFoundError: a model that cannot be scored.
     """
     if model_path.startswith(("http://", "grpc://")):
+        try:
+            Address.parse(model_path)
+        except ValueError as error:
+            raise ModelPathError(f"--model-path {error}") from error
         return ServerScorer(model_path, labels or Data(source="").labels)
     path = Path(model_path)
     if path.suffix == ".onnx" and path.is_file():
@@ -69,14 +80,12 @@ def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict
 def _labelled(args: argparse.Namespace, labels: list[str]) -> tuple[list[str], list[int], str | None]:
     """Returns reviews, the ids of their `labels`, and the split that they are; a single file is none."""
     columns = {"text_column": args.text_column, "label_column": args.label_column}
-    splits = data.load(Data(source=args.data, labels=labels, **columns))
-    if args.split not in splits and len(splits) > 1:
-        raise data.DataError(f"{args.data}: no split {args.split!r}; there are: {', '.join(splits)}")
-    name = args.split if args.split in splits else None
-    split = splits[name or "train"]
-    if args.limit and args.limit < len(split):
+    is_file = Path(args.data).is_file()
+    name = "train" if is_file else args.split
+    split = data.load(Data(source=args.data, labels=labels, **columns), [name])[name]
+    if args.limit is not None and args.limit < len(split):
         split = split.shuffle(seed=0).select(range(args.limit))
-    return split["text"][:], split["label"][:], name
+    return split["text"][:], split["label"][:], None if is_file else name
 
 
 def _print_examples(scorer: Scorer, examples: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,13 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", required=True, help="checkpoint folder, .onnx file, or http:// or grpc:// URL")
     parser.add_argument("--examples", nargs="+", metavar="REVIEW", help="reviews to label")
     parser.add_argument("--data", help="labelled reviews: hub data set, parquet or CSV file, or folder")
-    parser.add_argument("--split", default="test", help="split to score where there are several (%(default)s)")
+    parser.add_argument("--split", default="test", help="of a data set or folder (%(default)s); one file has none")
     parser.add_argument("--text-column", default="text", help="column of the reviews (%(default)s)")
     parser.add_argument("--label-column", default="label", help="column of labels, names or ids (%(default)s)")
     parser.add_argument(
         "--labels", nargs="+", help="the data's label names in the order of the model's ids (default: the model's own)"
     )
-    parser.add_argument("--limit", type=int, help="score this many reviews, drawn with a fixed seed")
+    parser.add_argument("--limit", type=positive, help="score this many reviews, drawn with a fixed seed")
     parser.add_argument("--output-json", type=Path, help="write the result here too")
     return parser
 
@@ -124,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("nothing to score: give --examples or --data")
     result: dict[str, Any] = {"model_path": args.model_path, "date": utc_now()}
     try:
+        if args.output_json:  # before minutes of scoring
+            args.output_json.parent.mkdir(parents=True, exist_ok=True)
         scorer = open_scorer(args.model_path, args.labels)
         if args.examples:
             result["examples"] = _print_examples(scorer, args.examples)
@@ -134,12 +145,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             result["metrics"] = score(scorer, reviews, labels)
             result["wall_time_s"] = round(time.monotonic() - started, 1)
             _print_metrics(result["metrics"], scorer.labels)
-    except (ModelPathError, NoClassifierError, TokenizerNotFoundError, data.DataError, SentimentError) as error:
+        print(json.dumps(result))
+        if args.output_json:
+            args.output_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except (*_REFUSALS, data.DataError, SentimentError, OSError) as error:
         print(f"training.evaluate: {error}", file=sys.stderr)
         return 2
-    if args.output_json:
-        args.output_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
     return 0
 
 

@@ -63,11 +63,22 @@ def set_up_logging(file: Path, verbose: bool) -> None:
 def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
     """Moves an earlier run out of the way if it is to be overwritten; it is deleted when the new one is complete.
 
-    One that fails before it has a state to resume from leaves the earlier run where it was.
+    One that fails before it has a state to resume from leaves the earlier run where it was. What a run that was killed
+    had moved away stays there: the next one overwrites the killed run, not that.
+
+    Raises:
+        RunExistsError: the killed run could be resumed, so that one of two runs would be lost.
     """
     earlier = folder.with_name(f"{folder.name}.replaced")
     is_moved = overwrite and folder.exists()
-    if is_moved:
+    if is_moved and earlier.exists() and not (folder / "manifest.json").exists():
+        if last_complete_checkpoint(folder / "state") is not None:
+            raise RunExistsError(
+                f"{folder} holds an interrupted run and {earlier} the one that it was to replace: pass --resume, or "
+                "remove one of the two first"
+            )
+        shutil.rmtree(folder)
+    elif is_moved:
         shutil.rmtree(earlier, ignore_errors=True)
         folder.rename(earlier)
     try:
@@ -86,6 +97,8 @@ def check_base(base: BaseWeights) -> None:
         return
     try:
         weights.load_tokenizer(base)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(

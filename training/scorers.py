@@ -22,6 +22,10 @@ class TokenizerNotFoundError(ValueError):
     """No tokenizer.json that can be used belongs to the model; the message says where one was looked for, or why."""
 
 
+class OnnxFileError(ValueError):
+    """An .onnx file that export.onnx did not write; the message says what it lacks."""
+
+
 class NoClassifierError(ValueError):
     """A checkpoint without a classifier's weights, such as base weights; the message says what is missing."""
 
@@ -52,7 +56,7 @@ class _EncodedScorer:
     def __init__(self, tokenizer_file: Path, batch_size: int) -> None:
         try:
             self._encoder = ReviewEncoder(tokenizer_file)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise TokenizerNotFoundError(str(error)) from error
         self._batch_size = batch_size
 
@@ -72,6 +76,7 @@ class CheckpointScorer(_EncodedScorer):
     """A Hugging Face checkpoint folder, computed by torch in fp32.
 
     Raises:
+        TokenizerNotFoundError: no tokenizer.json in the folder, or one without truncation.
         NoClassifierError: the folder holds an encoder whose head would be random.
     """
 
@@ -119,7 +124,8 @@ class OnnxScorer(_EncodedScorer):
     """An ONNX file with outputs `probabilities` and `label`, computed by the served classifier's engine.
 
     Raises:
-        TokenizerNotFoundError: no tokenizer.json beside it, in its checkpoint, or in its model repository.
+        TokenizerNotFoundError: no tokenizer.json with truncation beside it, in its checkpoint, or in its repository.
+        OnnxFileError: it does not say its limits or its labels.
     """
 
     name = "onnx"
@@ -130,9 +136,15 @@ class OnnxScorer(_EncodedScorer):
         from model_repository.classifier.engine import Engine
 
         super().__init__(_find_tokenizer(path), batch_size)
-        self._engine = Engine(path, num_threads=0)
         metadata = onnx.load(path, load_external_data=False).metadata_props
-        self.labels = json.loads({entry.key: entry.value for entry in metadata}["labels"])
+        labels = {entry.key: entry.value for entry in metadata}.get("labels")
+        if labels is None:
+            raise OnnxFileError(f"{path} does not say its labels: make it with `python -m export.onnx`")
+        self.labels = json.loads(labels)
+        try:
+            self._engine = Engine(path, num_threads=0)
+        except ValueError as error:
+            raise OnnxFileError(f"{path}: {error}") from error
 
     def _infer(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> Probabilities:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -28,8 +28,9 @@ import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from training import data, runs
+from training.command_line import positive
 from training.provenance import sha256_file, sha256_texts
-from training.scorers import CheckpointScorer, NoClassifierError, Probabilities, Scorer
+from training.scorers import CheckpointScorer, NoClassifierError, Probabilities, Scorer, TokenizerNotFoundError
 
 _FEATURES = Features({"text": Value("string"), "label": List(Value("float32"))})
 
@@ -112,7 +113,7 @@ def _open_teachers(folders: Sequence[Path], batch_size: int) -> list[CheckpointS
 
 def _reviews(args: argparse.Namespace) -> list[str]:
     reviews = data.load_unlabelled(args.data, ("unsupervised",), args.text_column)
-    if args.limit and args.limit < len(reviews):
+    if args.limit is not None and args.limit < len(reviews):
         drawn = np.random.default_rng(0).permutation(len(reviews))[: args.limit]
         reviews = [reviews[index] for index in drawn]
     return reviews
@@ -164,11 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     batch_size = 256 if torch.cuda.is_available() else 32
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=positive,
         default=batch_size,
         help="reviews scored at a time (%(default)s; 256 on a GPU, else 32)",
     )
-    parser.add_argument("--limit", type=int, help="label this many reviews, drawn with a fixed seed")
+    parser.add_argument("--limit", type=positive, help="label this many reviews, drawn with a fixed seed")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
     return parser
 
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         manifest = run(args)
-    except (TeacherError, NoClassifierError, data.DataError, runs.RunExistsError) as error:
+    except (TeacherError, NoClassifierError, TokenizerNotFoundError, data.DataError, runs.RunExistsError) as error:
         print(f"training.soft_labels: {error}", file=sys.stderr)
         return 2
     print(json.dumps({"soft_labels": str(args.out), **manifest["data"], "most_probable": manifest["most_probable"]}))

@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     started_at = _started_at(folder / "state" / "started_at")
     transformers.set_seed(config.seed)
     splits = data.split(config.data, config.seed)
-    sizes = {name: len(getattr(splits, name)) for name in ("train", "validation", "test")}
-    log.info("reviews: %s", sizes)
+    log.info("reviews: %s", _sizes(splits))
     train, added = _train_reviews(config, splits)
     fast_tokenizer = tokenizer.build(config.base, config.tokens, train["text"], folder)
     encoder = tokenizer.save(fast_tokenizer, folder, config.tokens)
@@ -61,12 +61,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     runs.write_json(folder / "metrics_test.json", metrics)
     manifest = {
         **runs.identity(config),
-        "data": {
-            "source": runs.name_of(config.data.source),
-            "num_reviews": sizes,
-            "sha256": {name: sha256_texts(_rows(getattr(splits, name))) for name in sizes},
-            **added,
-        },
+        "data": {**_data_facts(config, splits), **added},
         "best": best,
         "metrics_test": metrics,
         "bf16": trainer.args.bf16,
@@ -93,6 +88,19 @@ def _train_reviews(config: Config, splits: data.Splits) -> tuple[datasets.Datase
     return train, {"soft_labels": facts}
 
 
+def _sizes(splits: data.Splits) -> dict[str, int]:
+    return {field.name: len(getattr(splits, field.name)) for field in fields(splits)}
+
+
+def _data_facts(config: Config, splits: data.Splits) -> dict[str, Any]:
+    """Returns what the manifest says of the reviews."""
+    return {
+        "source": runs.name_of(config.data.source),
+        "num_reviews": _sizes(splits),
+        "sha256": {field.name: sha256_texts(_rows(getattr(splits, field.name))) for field in fields(splits)},
+    }
+
+
 def _started_at(path: Path) -> float:
     """Returns when this run first started (Unix time), which a resumed run reads from its state."""
     if not path.exists():
@@ -116,7 +124,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
     try:
         config = load(args.config, args.override)
         runs.set_up_logging(args.artefacts / "logs" / "train.log", args.verbose)

@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 MAX_REVIEW_BYTES = 256 << 10
 """Largest review accepted, in UTF-8 bytes. The longest of IMDb's 100,000 reviews has about 14,000. This much of letters
-without a space costs the tokenizer 0.2 s of one core, of 99-letter words between full stops, the worst known, 1 s; and
-everybody else waits for it meanwhile."""
+without a space costs the tokenizer 0.2 s of one core, of 99-letter words between full stops, the worst known, 0.7 s;
+and everybody else waits for it meanwhile."""
 
 # `<br />` makes up all but some 20 of the 101,890 tags in IMDb's training split; the others are <i>, <em>, <hr>.
 # Named tags only: "<sigh>" or "I <3 it" are the reviewer's own words and stay.
@@ -68,10 +68,13 @@ class ReviewEncoder:
     """WordPiece encoder of whole reviews, read from a `tokenizer.json` that carries its truncation.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: the file sets no truncation, so the model's maximum length is unknown.
     """
 
     def __init__(self, tokenizer_file: str | Path) -> None:
+        if not Path(tokenizer_file).is_file():  # of which the library tells neither the kind nor the name
+            raise FileNotFoundError(f"{tokenizer_file}: no such file; training.train saves it with the checkpoint")
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         truncation = self._tokenizer.truncation
         if truncation is None:
