@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.peers import shipped_engine
+from export.repository import MODEL_FILE, REPOSITORY
 
 if TYPE_CHECKING:  # the package imports every client, and the comparison imports this file where engines are timed
     from clients.prediction import Prediction
@@ -74,7 +75,7 @@ def known_labels(reviews: Sequence[str], seed: int) -> dict[str, str]:
     Raises:
         FileNotFoundError: this checkout has no model.
     """
-    model_file = shipped_engine.REPOSITORY / "classifier" / "1" / "model.onnx"
+    model_file = REPOSITORY / MODEL_FILE
     if not model_file.exists():
         raise FileNotFoundError(f"{model_file}: no such file, and known answers come from it: `make export` makes it")
     num_known = max(1, round(KNOWN_SHARE * len(reviews)))

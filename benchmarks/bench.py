@@ -22,8 +22,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +45,7 @@ from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
 from model_repository.classifier.engine import AUTO
 from model_repository.classifier.length_groups import max_merged
+from training.provenance import utc_now, versions
 
 RESULTS = CHECKOUT / "artefacts" / "bench"
 SATURATING_REVIEWS = 64
@@ -158,15 +157,14 @@ def describe(options: argparse.Namespace, service: Service, argv: Sequence[str])
         "profiles_file": options.profiles.name,
         "rate_per_s": options.rate,
         "command": shlex.join(["python", "-m", "benchmarks.bench", *argv]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "machine": {"of": "service and load generator" if is_local(url) else "load generator alone", **machine},
         "runtime": runtime,
         "checkout": {"of": "service and load generator" if service.started_here else "load generator", **checkout()},
         "versions": {
             "triton": triton_metrics.server_version(url),
             "perf_analyzer": perf_analyzer.version(),
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in _PACKAGES},
+            **versions(*_PACKAGES),
         },
         "texts": {
             "data": str(options.data.absolute()) if options.data else "generated",

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import capacity_fit, documents, texts, verdict
+from benchmarks import capacity_fit, documents, profiles, texts, verdict
 from benchmarks.bench import RESULTS
 from benchmarks.capacity_fit import CapacityError, Fit
 from benchmarks.capacity_plan import EVENT_S, Plan, plan
@@ -136,8 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.capacity", description=__doc__, formatter_class=texts.ManPage
     )
+    limits = profiles.load().limits
     parser.add_argument("--rate", type=float, required=True, help="requests a second to serve, one review each")
-    parser.add_argument("--p99-ms", type=float, default=200, help="latency that 99 %% of them must keep")
+    parser.add_argument("--p99-ms", type=float, default=limits.p99_ms, help="latency that 99 %% of them must keep")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="a sweep's results (default: the newest)")
     parser.add_argument("--startup-s", type=float, default=30, help="seconds until a new replica answers")
     parser.add_argument(

@@ -75,7 +75,7 @@ def plan(found: Fit, rate_per_s: float, p99_ms: float, startup_s: float, detect_
         replicas_one_failed=spare,
         failure=failure,
         lost=lost,
-        lost_percent=100 * lost / (rate_per_s * (detect_s + mean_s)),
+        lost_percent=100 / spare,
         surge=surge,
     )
 

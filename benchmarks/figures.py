@@ -18,12 +18,12 @@ from benchmarks import processes
 from benchmarks.late_share import Crossing
 from benchmarks.profiles import Limits
 from benchmarks.summary import Summary, due_in_window
+from benchmarks.triton_metrics import PHASES
 
 _SIZE_INCHES = (8.0, 4.2)
 _DPI = 110
 _MAX_CURVES = 8
 _MAX_POINTS = 1000
-PHASES = ("queue", "tokenizing", "inference", "other")
 _COLOURS = ("#c9ccd1", "#e0a458", "#4a7fb5", "#8f9aa8")
 
 
@@ -131,8 +131,7 @@ def time_by_phase(summaries: Sequence[Summary]) -> bytes:
         runs = [(s.name, s.batching) for s in summaries if s.batching]
         left = np.zeros(len(runs))
         for phase, colour in zip(PHASES, _COLOURS, strict=True):
-            key = {"inference": "inference_share", "tokenizing": "tokenizing_share"}.get(phase, f"{phase}_share")
-            widths = np.array([getattr(batching, key) * batching.mean_ms for _, batching in runs])
+            widths = np.array([getattr(batching, f"{phase}_share") * batching.mean_ms for _, batching in runs])
             axes.barh([name for name, _ in runs], widths, left=left, color=colour, label=phase)
             left = left + widths
         axes.invert_yaxis()

@@ -173,14 +173,19 @@ class LoadTest:
     def watch_window(self, sleep: Callable[[float], None]) -> None:
         """Notes Triton's counters, this process's CPU time and what is in flight at both ends of the window.
 
+        Without `out`, for which nothing is noted, it only waits for the end.
+
         Raises:
             OSError: Triton's counters cannot be read.
         """
+        if not self.options.out:
+            self._sleep_until(self.options.warmup_s + self.options.window_s, sleep)
+            return
         window_s = [self.options.warmup_s, self.options.warmup_s + self.options.window_s]
-        sleep(max(0.0, self.start_s + window_s[0] - time.perf_counter()))
+        self._sleep_until(window_s[0], sleep)
         start_s, start_cpu_s, start_in_flight_s = self._now()
         before = triton_metrics.snapshot(self.urls.http, self.urls.metrics)
-        sleep(max(0.0, self.start_s + window_s[1] - time.perf_counter()))
+        self._sleep_until(window_s[1], sleep)
         end_s, end_cpu_s, end_in_flight_s = self._now()
         self._raw = {
             "window_s": window_s,
@@ -191,6 +196,9 @@ class LoadTest:
             "load": self._load.model_dump() if self._load else None,
             "gate": False,
         }
+
+    def _sleep_until(self, elapsed_s: float, sleep: Callable[[float], None]) -> None:
+        sleep(max(0.0, self.start_s + elapsed_s - time.perf_counter()))
 
     def _now(self) -> tuple[float, float, float]:
         """Returns the time, this process's CPU time and the time that requests have been in flight, in seconds."""

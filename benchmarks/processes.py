@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 import psutil
@@ -98,7 +99,7 @@ def growth_percent(file: Path, settle_s: float) -> dict[str, float]:
     for name, samples in read_memory(file).items():
         late = [rss for elapsed_s, rss in samples if elapsed_s >= settle_s]
         if len(late) >= 2 * _MEDIAN_OF:
-            first, last = _median(late[:_MEDIAN_OF]), _median(late[-_MEDIAN_OF:])
+            first, last = median_high(late[:_MEDIAN_OF]), median_high(late[-_MEDIAN_OF:])
             growth[name] = 100 * (last / first - 1)
     return growth
 
@@ -118,10 +119,6 @@ def read_memory(file: Path) -> dict[str, list[tuple[float, int]]]:
 
 
 _MEDIAN_OF = 10
-
-
-def _median(values: list[int]) -> float:
-    return float(sorted(values)[len(values) // 2])
 
 
 def machine() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _refuse_cache(urls: Urls) -> None:
     """Raises ServiceError where answers may come out of a response cache: they would be measured, not the model."""
     try:
         _ask("infer", urls)
-    except (OSError, SentimentError) as error:
+    except (OSError, ValueError, SentimentError) as error:
         raise ServiceError(f"{urls.http} is ready, but answers no review: {error}") from error
     try:
         _ask("grpc", urls)

@@ -84,6 +84,10 @@ def has_response_cache(metrics: str) -> bool:
 _REVIEWS_BY_CORES = {cores: f'sentiment_classifier_reviews{{cores="{cores}"}}' for cores in ("all", "own", "lent")}
 
 
+PHASES = ("queue", "tokenizing", "inference", "other")
+"""Where a request's time goes, all of it: the shares of `Batching`."""
+
+
 @dataclass(frozen=True)
 class Batching:
     """What the server did between two snapshots; shares are of the ensemble's time from receiving to answering."""

@@ -26,11 +26,12 @@ from benchmarks.samples import OK, Sample
 from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
 from clients import Prediction
+from export.repository import MODEL_FILE, REPOSITORY
 
 VALIDITY = Validity(max_generator_cpu_percent=85, max_littles_law_percent=2, max_disagreement_percent=15)
 POSITIVE = {"label": "positive", "score": 0.9, "probabilities": [0.1, 0.9]}
 SOURCE = TextSource(reviews=8)
-MODEL = shipped_engine.REPOSITORY / "classifier" / "1" / "model.onnx"
+MODEL = REPOSITORY / MODEL_FILE
 
 
 def summary(folder: Path, rows: Sequence[Sample], loop: str = "open", level: float = 10, **raw: Any) -> Summary:
@@ -121,7 +122,7 @@ def test_known_answers_come_from_the_model_and_a_fence_sitter_has_none(monkeypat
 
 
 def test_without_a_model_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shipped_engine, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(answers, "REPOSITORY", tmp_path)
     with pytest.raises(FileNotFoundError, match="make export"):
         answers.known_labels(["a review"], seed=1)
 
@@ -236,6 +237,16 @@ def test_locust_ends_at_once_with_the_reason_when_there_are_no_metrics(
 ) -> None:
     with pytest.raises(locust_run.LoadError, match="error: URLError"):
         locust(monkeypatch, stand_in, "http://127.0.0.1:9/metrics", tmp_path)
+
+
+def test_without_a_file_to_write_no_metrics_are_asked_for(tmp_path: Path) -> None:
+    answers.write_known(tmp_path / "known.json", {})
+    nowhere = "http://127.0.0.1:9/metrics"
+    test = LoadTest(Options(kind="short", source=SOURCE, known=tmp_path / "known.json", metrics_url=nowhere))
+    slept_s: list[float] = []
+    test.watch_window(slept_s.append)
+    assert len(slept_s) == 1
+    test.end()
 
 
 IN_LOCUST = """

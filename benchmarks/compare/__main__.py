@@ -32,6 +32,8 @@ from benchmarks.compare.plan import DEFAULT, QUICK, Plan
 from benchmarks.compare.results import Comparison
 from benchmarks.compare.systems import CHECKOUT, SYSTEMS, Machine, System, chosen, default_machine
 from benchmarks.peers.served import served_layout
+from benchmarks.service import checkout
+from training.command_line import positive
 
 REPORT, CHART, TOKENS_CHART = "report.md", "report.png", "tokens.png"
 
@@ -70,16 +72,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round, for a look; ratios then have no spread")
     names = [system.name for system in SYSTEMS]
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help=f"only these of: {', '.join(names)}")
-    parser.add_argument("--rounds", type=int, help="instead of the plan's")
+    parser.add_argument("--rounds", type=positive, help="instead of the plan's")
     parser.add_argument(
         "--probe-requests",
-        type=int,
+        type=positive,
         metavar="N",
         help="requests of each open loop, about, instead of the plan's: with 60 none may be late, with 200 two, so "
         "that chance decides less what is sustained, and everything takes longer",
     )
-    parser.add_argument("--peer-workers", type=int, default=1, help="workers of a batching peer, which share the cores")
-    parser.add_argument("--cores", type=int, default=cores[0] * cores[1], help="cores that everything shares")
+    parser.add_argument(
+        "--peer-workers", type=positive, default=1, help="workers of a batching peer, which share the cores"
+    )
+    parser.add_argument("--cores", type=positive, default=cores[0] * cores[1], help="cores that everything shares")
     parser.add_argument("--data", type=Path, help="parquet or CSV file of real reviews, column `text`, to draw from")
     parser.add_argument("--seed", type=int, default=texts.DEFAULT_SEED, help="seed of texts, arrivals and order")
     parser.add_argument("--checkpoint", type=Path, default=machine.checkpoint, help="fp32, for the peers with torch")
@@ -134,6 +138,7 @@ def _describe(
     run = {
         "date": now.isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks.compare", *sys.argv[1:]]),
+        "checkout": checkout(),
         **{key: value for key, value in processes.machine().items() if key in ("cpu", "runtime")},
         "threads": machine.threads,
         "peer_workers": machine.peer_workers,

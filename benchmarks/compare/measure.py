@@ -28,13 +28,12 @@ import numpy as np
 from benchmarks import samples
 from benchmarks.compare import load
 from benchmarks.compare.load import Spec
-from benchmarks.compare.plan import LIMIT_S, MIN_SHARE_IN_TIME, Plan
+from benchmarks.compare.plan import CURVE_TOKENS, LIMIT_S, MIN_SHARE_IN_TIME, Plan
 from benchmarks.compare.server import Server, StartError, running
 from benchmarks.compare.systems import CHECKOUT, PYTHON, Machine, System
 from benchmarks.peers.served import lone_threads
 from benchmarks.samples import SAMPLES_SUFFIX
 
-CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
 LENGTHS_FILE = "lengths.json"
 SHORT_TOKENS, LONG_TOKENS = 20, 256
 """Lengths that the aim about short texts names."""

@@ -10,6 +10,8 @@ LIMIT_S = 0.2
 """The promise: a request must be answered within this ..."""
 MIN_SHARE_IN_TIME = 0.99
 """... and this share of them is, rightly: p99 <= 200 ms, where a failure or a wrong answer counts as late."""
+PROMISE = f"{100 * MIN_SHARE_IN_TIME:g} % within {1000 * LIMIT_S:g} ms"
+"""In short, for headings."""
 TIMEOUT_S = 30.0
 """A request without an answer by then is a failure; so is a server that does not answer its first one within
 `START_TIMEOUT_S`."""
@@ -21,8 +23,8 @@ CEILING_REVIEWS_PER_S = 100.0
 LONE_S = 0.015
 """What an in-process task takes to start, its pace over the texts and a review alone, on two cores with VNNI, roughly;
 only `Plan.minutes` uses them."""
-NUM_LENGTHS = 9
-"""Of the curve of time against tokens."""
+CURVE_TOKENS = (20, 32, 64, 128, 192, 256, 320, 384, 512)
+"""Lengths of the texts of the curve of time against tokens."""
 
 GROUPINGS = {"one by one": 1, "256 tokens": 256, "512 tokens": 512, "1024 tokens": 1024, "4096 tokens": 4096}
 """`max_group_tokens` for `length_groups`, which gets all texts at once: a server sees no more than its queue."""
@@ -77,7 +79,7 @@ class Plan:
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
         ceilings_s = 2 * (IN_PROCESS_START_S + len(layouts(2)) * max(self.ceiling_s, 2 * pass_s))
-        lone = self.lone_requests + NUM_LENGTHS * self.curve_repeats
+        lone = self.lone_requests + len(CURVE_TOKENS) * self.curve_repeats
         lone_s = 2 * IN_PROCESS_START_S + 3 * lone * LONE_S  # in process twice: a warm-up
         own_s = ceilings_s + lone_s + 2 * (self.warmup_s + self.one_length_s)
         round_s = num_systems * load_s + 2 * own_s  # over HTTP and over gRPC

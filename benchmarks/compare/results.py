@@ -16,7 +16,6 @@ from benchmarks.compare.load import WRONG
 from benchmarks.samples import OK, SAMPLES_SUFFIX
 
 IN_PROCESS = "in process"
-PHASES = ("queue", "tokenizing", "inference", "other")
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[floa
         ceiling_per_s=_each(at if is_service else [], _ceiling_per_s),
         padding_share=_each(batching, lambda b: 1 - 1 / (b.padded_over_real_tokens or float("nan"))),
         reviews_per_execution=_each(batching, lambda b: b.reviews_per_execution["classifier"]),
-        phases={phase: _each(batching, attrgetter(f"{phase}_share")) for phase in PHASES if batching},
+        phases={phase: _each(batching, attrgetter(f"{phase}_share")) for phase in triton_metrics.PHASES if batching},
         short_per_s=_each(_loads(name, measure.one_length(measure.SHORT_TOKENS), complete), _right_per_s),
         long_per_s=_each(_loads(name, measure.one_length(measure.LONG_TOKENS), complete), _right_per_s),
         lone_p50_ms=_each(lone, _p50_ms),

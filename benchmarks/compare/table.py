@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from benchmarks.compare.measure import LONG_TOKENS, SHORT_TOKENS
-from benchmarks.compare.results import PHASES, Comparison, Spread, SystemResult
+from benchmarks.compare.plan import PROMISE
+from benchmarks.compare.results import Comparison, Spread, SystemResult
 from benchmarks.compare.systems import FASTAPI, FASTAPI_SHIPPED, SERVICE, SERVICE_GRPC
+from benchmarks.triton_metrics import PHASES
 
 MAX_GENERATOR_CORES = 0.85
 """From here on the load generator, one Python process, may be what limits a system."""
@@ -108,9 +111,9 @@ def markdown(comparison: Comparison) -> str:
         f"# Comparison of {run['date']}",
         f"{run['threads']} cores of {run['cpu']}, shipped model in {run.get('runtime', 'openvino')}, "
         f"{run['plan']['reviews']} reviews, {run['plan']['rounds']} rounds, "
-        f"`{run['command']}`. Medians of the rounds, in brackets lowest..highest. Saturated: {run['plan']['users']} "
-        "users in a closed loop. Sustained: highest open-loop rate at which 99 % of the requests are answered rightly "
-        "within 200 ms, of the steps tried; 0 where the lowest, "
+        f"`{run['command']}`{_commit(run)}. Medians of the rounds, in brackets lowest..highest. "
+        f"Saturated: {run['plan']['users']} users in a closed loop. Sustained: highest open-loop rate, of the steps "
+        f"tried, at which of the requests {PROMISE} are answered rightly; 0 where the lowest, "
         f"{min(run['plan'].get('ladder', []), default=0):.0%} of what saturates, did not hold, which ratios then take. "
         "The load generator runs on the same cores.",
         _systems(comparison),
@@ -121,6 +124,12 @@ def markdown(comparison: Comparison) -> str:
         _skipped(comparison),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _commit(run: Mapping[str, Any]) -> str:
+    checkout = run.get("checkout") or {}  # reports before 2026-11-27 have none
+    changed = " with changes" if checkout.get("dirty") else ""
+    return f" at commit {checkout['commit'][:9]}{changed}" if checkout.get("commit") else ""
 
 
 def show(spread: Spread, digits: int = 2) -> str:

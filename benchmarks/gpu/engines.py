@@ -1,7 +1,7 @@
 """Times ONNX files on the GPU, without a server: widths in steps of 64 tokens, batches to 64, and what they answer.
 
     python -m export.onnx --checkpoint artefacts/mine --no-install          # fp32, fp16, int8
-    .venv-gpu/bin/python -m benchmarks.gpu.engines --out artefacts/gpu \\
+    .venv-gpu/bin/python -m benchmarks.gpu.engines --out artefacts/gpu/engines \\
         --onnx artefacts/mine/onnx/fp32/model.onnx artefacts/mine/onnx/fp16/model.onnx
 
 benchmarks/gpu/requirements.txt says how to make .venv-gpu. Inputs and outputs are in the CPU's memory, where requests
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from benchmarks import texts
 from benchmarks.gpu.session import CPU, CUDA, PROVIDERS, NoProviderError, open_session
 from export.repository import REPOSITORY, TOKENIZER_FILE
 from model_repository.tokenizer.review_text import ReviewEncoder, fixed_widths, pad
+from training.command_line import positive
+from training.provenance import utc_now
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WIDTH_STEP = 64
@@ -111,7 +112,7 @@ def describe() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         gpu = "none"
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "command": shlex.join(["python", "-m", "benchmarks.gpu.engines", *sys.argv[1:]]),
         "gpu": gpu,
         "onnxruntime": onnxruntime.__version__,
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, default=REPOSITORY / TOKENIZER_FILE, help="theirs")
     parser.add_argument("--provider", choices=PROVIDERS, default=CUDA, help="of ONNX Runtime")
     parser.add_argument("--window-s", type=float, default=0.2, help="seconds for each shape, at least 20 runs")
-    parser.add_argument("--num-reviews", type=int, default=200, help="whose answers are compared")
+    parser.add_argument("--num-reviews", type=positive, default=200, help="whose answers are compared")
     parser.add_argument("--out", type=Path, required=True, help="folder for engines.json and engines.png")
     options = parser.parse_args(argv)
     missing = [str(file) for file in options.onnx if not file.is_file()]

@@ -1,8 +1,8 @@
 """Makes a model repository that serves the configuration `onnxruntime` on a GPU without the container.
 
-    python -m benchmarks.gpu.repository --onnx artefacts/mine/onnx/fp16/model.onnx --out artefacts/gpu \\
+    python -m benchmarks.gpu.repository --onnx artefacts/mine/onnx/fp16/model.onnx --out artefacts/gpu/models \\
         --tokenizers 4 --queue 1024
-    .venv-gpu/bin/python serve.py --model-repository artefacts/gpu
+    .venv-gpu/bin/python serve.py --model-repository artefacts/gpu/models
     make bench PROFILE=gpu BENCH_ARGS="--profiles benchmarks/gpu/profiles.yaml"
 
 benchmarks/gpu/requirements.txt says how to make .venv-gpu. The wheel's Triton has no native backends. So a Python
@@ -24,6 +24,7 @@ from benchmarks.gpu import session
 from benchmarks.texts import ManPage
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE, install
 from model_repository.tokenizer.review_text import ReviewEncoder
+from training.command_line import positive
 
 CONFIGURATION = "onnxruntime"
 _CODE = {"stand_in.py": "model.py", "session.py": "session.py"}
@@ -101,16 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.gpu.repository", description=__doc__, formatter_class=ManPage
     )
     parser.add_argument("--onnx", type=Path, required=True, help="the file to serve")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, which is not there yet")
     parser.add_argument("--provider", choices=session.PROVIDERS, default=session.CUDA, help="of ONNX Runtime")
-    parser.add_argument("--tokenizers", type=int, default=1, help="processes of the tokenizer")
+    parser.add_argument("--tokenizers", type=positive, default=1, help="processes of the tokenizer")
     parser.add_argument(
         "--queue",
-        type=int,
+        type=positive,
         default=64,
         help="requests that may wait for a step; perf_analyzer ends at the first refusal",
     )
     options = parser.parse_args(argv)
+    if options.out.exists():
+        parser.error(f"--out {options.out} is there already: name another, or remove it")
     try:
         make(options.onnx, options.out, options.provider, options.tokenizers, options.queue)
     except OSError as error:

@@ -5,9 +5,10 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from export.repository import REPOSITORY
 from model_repository.classifier.engine import choose, shares_cores
 
-CLASSIFIER_CONFIG = Path(__file__).resolve().parents[2] / "model_repository" / "classifier" / "config.pbtxt"
+CLASSIFIER_CONFIG = REPOSITORY / "classifier" / "config.pbtxt"
 
 
 def served_layout(config_file: Path = CLASSIFIER_CONFIG) -> tuple[int, int]:

@@ -5,13 +5,12 @@ that knows which engine that is.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
+from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE
 from model_repository.classifier.engine import Engine
 from model_repository.classifier.length_groups import width_of
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 OUTPUTS = ("label", "score")
 
 Infer = Callable[[Sequence[Sequence[int]]], tuple[list[str], list[float]]]
@@ -24,7 +23,7 @@ def open_engine(num_threads: int) -> Infer:
 
     Widths are those of the service: peers too would pay for many more new shapes without that.
     """
-    engine = Engine(REPOSITORY / "classifier" / "1" / "model.onnx", num_threads)
+    engine = Engine(REPOSITORY / MODEL_FILE, num_threads)
 
     def infer(rows: Sequence[Sequence[int]]) -> tuple[list[str], list[float]]:
         input_ids, attention_mask = pad(rows, width_of(max(map(len, rows)), engine.max_tokens, engine.padding_step))
@@ -36,4 +35,4 @@ def open_engine(num_threads: int) -> Infer:
 
 def open_encoder() -> ReviewEncoder:
     """Returns the shipped tokenizer."""
-    return ReviewEncoder(REPOSITORY / "tokenizer" / "1" / "tokenizer.json")
+    return ReviewEncoder(REPOSITORY / TOKENIZER_FILE)
