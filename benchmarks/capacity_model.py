@@ -279,7 +279,7 @@ def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, lis
     each of these runs in turn.
 
     A run's pace is that at which the simulated p50 is the measured one. Closest: the sum of absolute differences of
-    logarithms of the other percentiles, which one unlucky run does not decide as it would squares.
+    logarithms of the other percentiles, in the median run, so that one in a bad minute decides nothing.
     """
     tried = [
         replace(base, noise=noise, noise_lasts_s=lasting_s)
@@ -294,7 +294,7 @@ def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, lis
             paces[row, column], errors[row, column] = _pace(service, run, repetitions)
 
     def best(among: Sequence[int]) -> Service:
-        row = int(np.argmin(errors[:, among].sum(axis=1)))
+        row = int(np.argmin(np.median(errors[:, among], axis=1)))
         return replace(tried[row], paces=tuple(paces[row, among].tolist()))
 
     every = range(len(measured))
