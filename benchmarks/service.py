@@ -20,6 +20,7 @@ from benchmarks.doors import Urls
 from benchmarks.profiles import Protocol
 from clients import SentimentError
 from export.repository import MODEL_FILE, manifest_path
+from training.provenance import git_state
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60
@@ -50,20 +51,11 @@ def is_local(url: str) -> bool:
 
 def checkout() -> dict[str, Any]:
     """Returns commit and model of this checkout; None for what is unknown."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    commit, is_dirty = git_state()
     model = None
     with contextlib.suppress(OSError, ValueError, KeyError):
         model = json.loads(manifest_path().read_text())["files"][MODEL_FILE]["sha256"]
-    return {"commit": commit, "dirty": None if changes is None else bool(changes), "model_sha256": model}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return {"commit": commit, "dirty": is_dirty, "model_sha256": model}
 
 
 def answers(urls: Urls) -> bool:

@@ -28,15 +28,21 @@ def sha256_texts(rows: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
-def git_revision() -> str:
-    """Returns the checkout's commit, with `+changes` where tracked files differ, or `unknown` outside git."""
+def git_state() -> tuple[str | None, bool | None]:
+    """Returns the checkout's commit and whether tracked files differ from it; None and None outside git."""
     try:
         git = ["git", "-C", str(_ROOT)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit + ("+changes" if changed else "")
+        return None, None
+    return commit, bool(changed)
+
+
+def git_revision() -> str:
+    """Returns the checkout's commit, with `+changes` where tracked files differ, or `unknown` outside git."""
+    commit, has_changes = git_state()
+    return "unknown" if commit is None else commit + ("+changes" if has_changes else "")
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -113,7 +113,7 @@ def markdown(comparison: Comparison) -> str:
         f"{run['plan']['reviews']} reviews, {run['plan']['rounds']} rounds, "
         f"`{run['command']}`{_commit(run)}. Medians of the rounds, in brackets lowest..highest. "
         f"Saturated: {run['plan']['users']} users in a closed loop. Sustained: highest open-loop rate, of the steps "
-        f"tried, at which of the requests {PROMISE} are answered rightly; 0 where the lowest, "
+        f"tried, that holds: {PROMISE}, answered rightly; 0 where the lowest, "
         f"{min(run['plan'].get('ladder', []), default=0):.0%} of what saturates, did not hold, which ratios then take. "
         "The load generator runs on the same cores.",
         _systems(comparison),
