@@ -15,7 +15,7 @@ import sys
 if sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)):  # before any import that an older Python lacks
     sys.exit(
         f"serve.py: error: Python {sys.version.split()[0]} ({sys.executable}) came, expected 3.10, 3.11 or 3.12: "
-        "run `make serve PYTHON=python3.11`, or name another of these"
+        "run `rm -rf .venv-serve && make serve PYTHON=python3.11`, or name another of these"
     )
 
 import json

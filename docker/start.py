@@ -59,7 +59,7 @@ def server_flags() -> list[str]:
 
 
 def command(repository: Path, configuration: str, metrics_address: str, response_cache_mib: int = 0) -> list[str]:
-    """Returns Triton's command line; its key for the restricted interfaces is kept by nobody."""
+    """Returns Triton's command line; its key for the restricted interfaces is kept by nobody, but stands in /proc."""
     restricted = f"{RESTRICTED_APIS}:{KEY_HEADER}={secrets.token_hex(32)}"
     repositories = [repository, LABELS_REPOSITORY] if configuration == "tensorrt" else [repository]
     return [

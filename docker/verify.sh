@@ -5,7 +5,7 @@
 #   ONNX=artefacts/mine/onnx/fp16/model.onnx CHECKPOINT=artefacts/mine docker/verify.sh    # also builds an engine
 #   DATA=/data/imdb docker/verify.sh                 # scores all of a folder's test.parquet, not two examples
 #
-# Builds both images, starts each configuration under Compose, runs the client tests against it, the parity gate and
+# Builds the images (that of engines only with ONNX and CHECKPOINT), starts each configuration under Compose, runs the client tests against it, the parity gate and
 # the load test. Writes artefacts/verify/report.md; exit status 1 if anything failed. It removes its containers.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2

@@ -15,7 +15,8 @@ KEY_HEADER = "sentiment-control-key"
 def command(options: argparse.Namespace, repository: Path, backends: Path, shm_prefix: str) -> list[str]:
     """Returns the command line that serves `repository`, which may be a link to the one in `options`."""
     server = wheel.package() / "tritonserver"
-    key = secrets.token_hex(32)  # forgotten at once: nobody is meant to use the closed interfaces
+    # Forgotten at once: nobody is meant to use the closed interfaces. Whoever may read /proc here finds it there.
+    key = secrets.token_hex(32)
     return [
         f"{server}/bin/tritonserver",
         f"--backend-directory={backends}",
@@ -23,6 +24,8 @@ def command(options: argparse.Namespace, repository: Path, backends: Path, shm_p
         *(f"--{name}-address={options.address}" for name in PORTS),
         *(f"--{name}-port={getattr(options, f'{name}_port')}" for name in PORTS),
         "--model-control-mode=none",
+        # A variable of Vertex AI in the environment would open its endpoint, everywhere, and close HTTP and gRPC.
+        *("--allow-http=true", "--allow-grpc=true", "--allow-vertex-ai=false", "--allow-sagemaker=false"),
         "--disable-auto-complete-config",
         f"--http-restricted-api={CLOSED_APIS}:{KEY_HEADER}={key}",
         f"--grpc-restricted-protocol={CLOSED_APIS}:{KEY_HEADER}={key}",

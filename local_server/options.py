@@ -3,6 +3,7 @@
 import argparse
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         help="one more flag of tritonserver, as in --triton-flag=--rate-limit-resource=core:1; may be repeated",
     )
     options = parser.parse_args(argv)
-    options.log_file = options.log_file.with_name(options.log_file.name.replace("PORT", str(options.http_port)))
+    name = re.sub(r"\bPORT\b", str(options.http_port), options.log_file.name)  # not within REPORT
+    options.log_file = options.log_file.with_name(name)
     return options
 
 

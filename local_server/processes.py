@@ -14,7 +14,7 @@ def listener(port: int) -> str:
         with contextlib.suppress(OSError):
             if os.readlink(handle) in listening:
                 process = handle.split("/")[2]
-                return f" by process {process} ({Path(f'/proc/{process}/comm').read_text().strip()})"
+                return f" by process {process} ({Path(f'/proc/{process}/comm').read_text(errors='replace').strip()})"
     return ""
 
 
@@ -30,7 +30,7 @@ def has_ended(process: int) -> bool:
 
 
 def _state_and_parent(process: int) -> list[str]:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    try:  # any user's process has its name in there, which may be cut off within a character
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
     except OSError:
         return ["X", "0"]

@@ -168,8 +168,18 @@ def test_compose_limits_every_service() -> None:
     for name, service in compose()["services"].items():
         assert {"cpus", "mem_limit", "read_only", "cap_drop", "security_opt"} <= service.keys(), name
         assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
         if name.startswith("server"):
             assert {"shm_size", "pids_limit", "stop_grace_period"} <= service.keys()
+            assert service["user"] == "1000:1000"
+    (device,) = compose()["services"]["server-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_run_as_nobody_in_particular(name: str) -> None:
+    assert re.findall(r"^USER (.+)$", (DOCKER / name).read_text(), re.MULTILINE)[-1:] == ["1000:1000"]
 
 
 @pytest.mark.parametrize(
@@ -221,17 +231,34 @@ def test_stop_allows_more_time_than_triton_takes() -> None:
     assert int(grace.removesuffix("s")) > int(seconds)
 
 
+def copy_into_image(folder: Path) -> Path:
+    """Returns `folder` as the image's /opt/sentiment: with what the Dockerfile copies, nothing else of the checkout."""
+    for line in re.findall(r"^COPY (?!--from)(.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE):
+        *sources, target = line.split()
+        if not target.startswith("/opt/sentiment/"):
+            continue
+        copied = folder / target.removeprefix("/opt/sentiment/")
+        for source in sources:
+            if (CHECKOUT / source).is_dir():
+                shutil.copytree(CHECKOUT / source, copied, dirs_exist_ok=True)
+            else:
+                copied.mkdir(parents=True, exist_ok=True)
+                shutil.copy(CHECKOUT / source, copied)
+    return folder
+
+
 def start(repository: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    image = copy_into_image(repository.parent / "image")
     # -S: the image's Python has none of this environment's packages.
     command = [
         sys.executable,
         "-S",
-        str(DOCKER / "start.py"),
+        str(image / "docker" / "start.py"),
         f"--model-repository={repository}",
         "--print",
         *arguments,
     ]
-    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT), **environment}
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": str(image), **environment}
     return subprocess.run(command, env=variables, capture_output=True, text=True)
 
 

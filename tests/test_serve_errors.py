@@ -24,9 +24,12 @@ from serving import CHECKOUT, SERVE_PYTHON, Server, command, free_ports
 
 from clients import SentimentClient, ServerError
 from export.repository import MODEL_FILE, TOKENIZER_FILE
+from local_server.arguments import EXIT_TIMEOUT_S
 from local_server.errors import ServeError
 from local_server.options import parse
 from local_server.preflight import check
+from local_server.processes import children
+from local_server.triton import STOP_TIMEOUT_S
 from local_server.wheel import libpython_folder
 
 PROMISED_STOP_S = 5.0
@@ -252,7 +255,7 @@ def test_an_unsupported_python_is_refused_before_anything_else() -> None:
     line = "import sys; sys.version_info = (3, 9, 18); exec(compile(open('serve.py').read(), 'serve.py', 'exec'))"
     result = subprocess.run([sys.executable, "-c", line], cwd=CHECKOUT, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "expected 3.10, 3.11 or 3.12: run `make serve PYTHON=python3.11`" in result.stderr
+    assert "expected 3.10, 3.11 or 3.12: run `rm -rf .venv-serve && make serve PYTHON=python3.11`" in result.stderr
 
 
 def test_the_first_lines_are_readable_for_old_pythons() -> None:
@@ -281,6 +284,22 @@ def test_too_little_shared_memory_is_refused_with_the_number(monkeypatch: pytest
         check(options)
 
 
+def test_a_process_with_a_name_that_is_no_text_keeps_nothing_from_serving() -> None:
+    """Linux cuts names after 15 bytes, within a letter if need be, and serve.py looks through all processes."""
+    rename = r"open('/proc/self/comm', 'wb').write(b'caf\xc3'); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as odd:
+        assert odd.stdout is not None
+        odd.stdout.readline()
+        assert odd.pid in children(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("triton-PORT.log", "triton-9000.log"), ("REPORT.log", "REPORT.log"), ("PORT", "9000")]
+)
+def test_log_file_has_the_port_where_its_name_asks_for_it(name: str, expected: str) -> None:
+    assert parse(["--http-port=9000", f"--log-file=logs/{name}"], None).log_file == Path("logs") / expected
+
+
 # ---- how it ends -----------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +311,7 @@ def test_a_signal_ends_it_cleanly_despite_an_idle_connection(own_server: Server,
     started_s = time.monotonic()
     assert own_server.stop(number) == 0
     assert time.monotonic() - started_s < PROMISED_STOP_S + SLACK_S
+    assert EXIT_TIMEOUT_S < STOP_TIMEOUT_S < PROMISED_STOP_S, "Triton's own end, then ours, within what is promised"
     idle.close()
     wait_until_gone(own_server)
     assert not list(Path("/dev/shm").glob(f"triton_{own_server.process.pid}_*"))

@@ -147,6 +147,16 @@ def test_metrics_count_tokens_reviews_and_full_windows(server: Server, tiny_chec
     assert grown["sentiment_reviews_filling_window"] == 1
 
 
+def test_every_port_listens_on_loopback_alone(server: Server) -> None:
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    listening = [line.split()[1] for lines in tables for line in lines if line.split()[3] == "0A"]
+    for name, port in server.ports.items():
+        addresses = [address for address in listening if address.endswith(f":{port:04X}")]
+        assert addresses, name
+        for address in addresses:  # 127.0.0.1 as IPv4 has it, and as IPv6 writes it
+            assert address in (f"0100007F:{port:04X}", f"0000000000000000FFFF00000100007F:{port:04X}"), name
+
+
 def test_nothing_is_written_to_the_home_folder(server: Server) -> None:
     """OpenVINO's telemetry would put an analytics id there, ONNX Runtime's a device id and a database."""
     assert generate(server, REVIEWS[0])[0] == 200

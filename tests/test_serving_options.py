@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_serving_options.py
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,12 +129,34 @@ def test_version_policy_decides_which_classifier_answers(
     assert ready == [200 if version in loaded else 400 for version in "12"]
 
 
+def test_a_row_that_fails_takes_no_row_of_its_group_along(start: Start, changed: Path) -> None:
+    """Four requests, in one execution since it waits for four, of one width, so that their rows run as one tensor."""
+    waiting = "preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 2000000"
+    replace(changed / "classifier" / "config.pbtxt", "preferred_batch_size: [ 4 ]", waiting)
+    served = start()
+
+    def ask(token: int) -> tuple[int, dict[str, Any]]:
+        rows = {"input_ids": [[2, token, 3]], "attention_mask": [[1, 1, 1]]}
+        inputs = [{"name": name, "datatype": "INT64", "shape": [1, 3], "data": row} for name, row in rows.items()]
+        return serving.infer(served, inputs, "classifier")
+
+    def executions() -> int:
+        stats = serving.get(f"{served.http_url}/v2/models/classifier/stats")[1]
+        return int(json.loads(stats)["model_stats"][0]["execution_count"])
+
+    before = executions()
+    with ThreadPoolExecutor(4) as pool:
+        statuses = [status for status, _ in pool.map(ask, [5, 10**6, 6, 7])]
+    assert statuses == [200, 400, 200, 200]
+    assert executions() - before == 1
+
+
 def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -> None:
     levels = "dynamic_batching { priority_levels: 2 default_priority_level: 2 "
     for model in ("tokenizer", "classifier"):
         replace(changed / model / "config.pbtxt", "dynamic_batching { ", levels)
     served = start()
-    num_waiting = 20
+    num_waiting = 60
     done: list[object] = []
     one_done, all_done = threading.Event(), threading.Event()
 
@@ -140,7 +164,7 @@ def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -
         def callback(result: object, error: object) -> None:
             done.append(error or name)
             one_done.set()
-            if len(done) == num_waiting + 1:
+            if len(done) == num_waiting + 2:
                 all_done.set()
 
         return callback
@@ -150,10 +174,11 @@ def test_urgent_request_overtakes_those_that_wait(start: Start, changed: Path) -
         for index in range(num_waiting):
             client.async_infer("sentiment", [request], note(index))
         assert one_done.wait(60)  # by now all have arrived
+        client.async_infer("sentiment", [request], note("patient"))
         client.async_infer("sentiment", [request], note("urgent"), priority=1)
         assert all_done.wait(60)
-    assert set(done) == {"urgent", *range(num_waiting)}
-    assert done.index("urgent") < num_waiting / 2, done
+    assert set(done) == {"urgent", "patient", *range(num_waiting)}
+    assert done.index("urgent") < done.index("patient"), done
 
 
 LIMITER = "--triton-flag=--rate-limit-resource=core:1"

@@ -1,9 +1,9 @@
 """Who may run on which cores: the classifier's instances, each a process with its own, lend each other theirs.
 
 A review that comes alone while nobody runs takes the cores of all instances. An execution of several groups runs some
-of them on the cores of instances that have nothing to do. An instance that gets work meanwhile waits for the one run on
-its cores and has them back. So a review waits for a core, never for an instance, and a busy server keeps the throughput
-of several.
+of them on the cores of instances that have nothing to do. An instance that gets work meanwhile waits for the run on its
+cores and has them back; of more than two instances others may be waiting to borrow them and come first. So a review
+waits for a core, never for an instance, and a busy server keeps the throughput of several.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class Cores:
         """Opens the locks on `files`, one an instance; that at `own` is this instance's. Nothing is written.
 
         Raises:
-            OSError: a file cannot be opened.
+            OSError: a file cannot be opened, or not be locked.
         """
         self._own = own
         self._opened: list[int] = []
@@ -102,6 +102,7 @@ class Cores:
 
     def _open(self, file: Path) -> int:
         self._opened.append(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+        fcntl.flock(self._opened[-1], fcntl.LOCK_UN)  # a file system without locks says so here, not to a review
         return self._opened[-1]
 
     def _take_all(self) -> list[int]:

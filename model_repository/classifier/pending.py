@@ -45,8 +45,14 @@ class Pending:
         return response
 
     def send(self, response: pb_utils.InferenceResponse) -> None:
-        """Sends `response`, which ends the request."""
-        self._request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """Sends `response`, which ends the request.
+
+        A failure is only logged: raised by `execute` it would have Triton answer what has been answered.
+        """
+        try:
+            self._request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"an answer could not be sent: {error!r}")
 
 
 def _rows(request: pb_utils.InferenceRequest) -> list[Ids]:
