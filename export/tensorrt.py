@@ -120,19 +120,34 @@ def run(args: argparse.Namespace) -> int:
     if args.plan_only:
         return 0
     from export import parity
-    from export.checkpoint_folder import CheckpointError, read_labels
-    from export.engine_build import Engine, build
-    from training.config import Data
-    from training.data import DataError, load
+    from export.checkpoint_folder import CheckpointError
+    from training.data import DataError
 
     try:  # before minutes of building
-        labels = read_labels(args.checkpoint)
-        reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
-        if args.data:
-            load(Data(source=args.data, labels=labels))
+        reviews = _reviews(args)
     except (CheckpointError, DataError, parity.ReviewsError) as error:
         print(f"export.tensorrt: {error}", file=sys.stderr)
         return 2
+    return _build(args, plan, reviews)
+
+
+def _reviews(args: argparse.Namespace) -> list[str]:
+    """Returns the reviews of the parity gate, once checkpoint and data are known to be what building needs."""
+    from export import parity
+    from export.checkpoint_folder import read_labels
+    from training.config import Data
+    from training.data import load
+
+    labels = read_labels(args.checkpoint)
+    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
+    if args.data:
+        load(Data(source=args.data, labels=labels))
+    return reviews
+
+
+def _build(args: argparse.Namespace, plan: EnginePlan, reviews: Sequence[str]) -> int:
+    from export.engine_build import Engine, build
+
     repository = args.config.resolve().parents[2]
     engine_manifest.check_source(args.checkpoint, repository)
     timing_cache = repository / "classifier" / engine_manifest.TIMING_CACHE_FILE

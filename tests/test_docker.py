@@ -192,6 +192,13 @@ def test_cpu_limit_is_the_threads_of_all_instances(file: str, parameter: str) ->
     assert compose()["services"]["server-cpu"]["cpus"] == threads
 
 
+def test_memory_limit_is_enough_for_all_instances() -> None:
+    text = (CHECKOUT / "model_repository/classifier/config.pbtxt").read_text()
+    instances = sum(group.count for group in text_format.Parse(text, model_config_pb2.ModelConfig()).instance_group)
+    limit = compose()["services"]["server-cpu"]["mem_limit"]
+    assert int(limit.removesuffix("g")) >= 0.5 + 0.7 * instances, "model_repository/README.md: Instances and threads"
+
+
 def test_metrics_address_is_the_one_that_prometheus_asks() -> None:
     (job,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
     for name in ("server-cpu", "server-gpu"):
