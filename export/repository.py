@@ -69,7 +69,7 @@ def verify(repository: Path = REPOSITORY) -> dict[str, Any]:
         try:
             found = describe(file)
         except OSError as error:
-            raise RepositoryError(f"{file} cannot be read ({error.strerror}); {_REMEDY}") from error
+            raise _unreadable(file, error) from error
         if found["sha256"] != expected["sha256"]:
             raise RepositoryError(
                 f"{file} has sha256 {found['sha256']} ({found['bytes']:,} bytes), but {path} expects "
@@ -157,11 +157,18 @@ def _commit(manifest: Mapping[str, Any], path: Path) -> None:
     _sync_directory(path.parent)
 
 
+def _unreadable(path: Path, error: OSError) -> RepositoryError:
+    remedy = _REMEDY
+    if isinstance(error, PermissionError):  # as in a container, whose user is not who cloned
+        remedy = f"let user {os.getuid()} read it: run `chmod -R o+rX model_repository`"
+    return RepositoryError(f"{path} cannot be read ({error.strerror}); {remedy}")
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RepositoryError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise RepositoryError(f"{path} is not JSON ({error}); {_REMEDY}") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None

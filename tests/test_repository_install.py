@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_repository_install.py
 """
 
+import errno
 import json
 import os
 import signal
@@ -210,6 +211,15 @@ def test_verify_names_a_changed_file_with_both_sums_and_the_remedy(repository: P
 def test_verify_names_a_missing_file(repository: Path, name: str) -> None:
     (repository / name).unlink()
     with pytest.raises(repo.RepositoryError, match=f"{name} cannot be read .*make export"):
+        repo.verify(repository)
+
+
+def test_verify_says_how_to_open_a_file_that_may_not_be_read(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def describe(path: Path) -> dict[str, Any]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root, who may run this, can read anything
+
+    monkeypatch.setattr(repo, "describe", describe)
+    with pytest.raises(repo.RepositoryError, match=r"Permission denied.*user \d+.*chmod -R o\+rX model_repository"):
         repo.verify(repository)
 
 
