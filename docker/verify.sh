@@ -5,11 +5,12 @@
 #   ONNX=artefacts/mine/onnx/fp16/model.onnx CHECKPOINT=artefacts/mine docker/verify.sh    # also builds an engine
 #   DATA=/data/imdb docker/verify.sh                 # scores all of a folder's test.parquet, not two examples
 #
-# Builds the images (that of engines only with ONNX and CHECKPOINT), starts each configuration under Compose, runs the client tests against it, the parity gate and
-# the load test. Writes artefacts/verify/report.md; exit status 1 if anything failed. It removes its containers.
+# Builds the images (that of engines only with ONNX and CHECKPOINT), starts each configuration under Compose, runs the
+# client tests against it, the parity gate and the load test. Writes artefacts/verify/report.md; exit status 1 if anything
+# failed. It removes its containers.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
-case "${1:-}" in -h | --help) sed -n '2,9p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,10p' "$0"; exit 0 ;; esac
 for tool in docker nvidia-smi make; do
   command -v "$tool" >/dev/null || { echo "verify.sh: $tool was not found; run this on a GPU node with Docker" >&2; exit 2; }
 done
