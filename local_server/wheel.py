@@ -38,7 +38,7 @@ def libpython_folder() -> str:
         raise ServeError(
             f"{name} was not found, which Triton's Python backend loads; {sys.executable} was built without it. Run "
             f"`apt-get install libpython{version}` (Debian, Ubuntu), `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv "
-            f"install --force {version}`, or take a Python of conda or uv: `rm -r .venv-serve && make serve PYTHON=...`"
+            f"install --force {version}`, or take conda's or uv's Python: `rm -rf .venv-serve && make serve PYTHON=...`"
         ) from error
     return ""
 

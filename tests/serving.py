@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -114,6 +115,19 @@ def generate(server: Server, text: Any) -> tuple[int, Any]:
 def infer(server: Server, inputs: list[dict[str, Any]], model: str = "sentiment") -> tuple[int, Any]:
     """Returns status and answer of the KServe protocol in JSON."""
     return post(f"{server.http_url}/v2/models/{model}/infer", {"inputs": inputs})
+
+
+def classifier_counts(server: Server) -> dict[str, int]:
+    """Returns reviews and executions so far, once they stand still: answers leave before their execution counts."""
+    seen: list[dict[str, int]] = []
+    while len(seen) < 50:
+        _, answer = get(f"{server.http_url}/v2/models/classifier/stats")
+        (stats,) = json.loads(answer)["model_stats"]
+        seen.append({key: int(stats[key]) for key in ("inference_count", "execution_count")})
+        if seen.count(seen[-1]) > 5:
+            return seen[-1]
+        time.sleep(0.1)
+    raise AssertionError(f"the classifier never comes to rest: {seen}")
 
 
 def texts(reviews: list[str]) -> list[dict[str, Any]]:

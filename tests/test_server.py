@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from serving import Server, generate, get, infer, post, probabilities, texts, triton_request
+from serving import Server, classifier_counts, generate, get, infer, post, probabilities, texts, triton_request
 from tiny_model import REVIEWS
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -99,19 +98,6 @@ def test_a_review_is_answered_alike_alone_and_in_company(server: Server) -> None
     np.testing.assert_allclose(probabilities(server, [*REVIEWS, *company])[: len(REVIEWS)], alone, atol=CLOSE)
 
 
-def classifier_counts(server: Server) -> dict[str, int]:
-    """Returns reviews and executions so far, once they stand still: answers leave before their execution counts."""
-    seen: list[dict[str, int]] = []
-    while len(seen) < 50:
-        _, answer = get(f"{server.http_url}/v2/models/classifier/stats")
-        (stats,) = json.loads(answer)["model_stats"]
-        seen.append({key: int(stats[key]) for key in ("inference_count", "execution_count")})
-        if seen.count(seen[-1]) > 5:
-            return seen[-1]
-        time.sleep(0.1)
-    raise AssertionError(f"the classifier never comes to rest: {seen}")
-
-
 def test_concurrent_requests_of_mixed_lengths_share_executions(server: Server) -> None:
     before = classifier_counts(server)
     # 1 to 15 words, each four tokens here: no two in a row of as many tokens.
@@ -141,6 +127,7 @@ def test_metrics_count_tokens_reviews_and_full_windows(server: Server, tiny_chec
     assert generate(server, reviews)[0] == 200
     grown = {name: value - before[name] for name, value in own_metrics(server).items()}
     assert grown['sentiment_classifier_tokens{kind="review"}'] == sum(lengths)
+    assert 0 <= grown['sentiment_classifier_tokens{kind="padding"}'] < 3 * 8
     assert grown["sentiment_classifier_batch_reviews_sum"] == len(reviews)
     assert grown["sentiment_classifier_batch_reviews_count"] == 1
     assert sum(value for name, value in grown.items() if name.startswith("sentiment_classifier_reviews{")) == 3

@@ -68,16 +68,17 @@ class ExecutionMetrics:
     def _report_until_closed(self) -> None:
         while not self._closing.wait(REPORT_INTERVAL_S):
             executions = [self._executions.get() for _ in range(self._executions.qsize())]
+            if not executions:
+                continue
             try:
                 self._report(executions)
             except Exception as error:  # as for want of shared memory: these are lost, later ones are counted
                 pb_utils.Logger.log_error(f"metrics of {len(executions)} executions are lost: {error!r}")
 
     def _report(self, executions: Sequence[Execution]) -> None:
-        if executions:
-            self._review_tokens.increment(sum(execution.review_tokens for execution in executions))
-            self._padding_tokens.increment(sum(execution.padding_tokens for execution in executions))
-            for cores, counter in self._reviews_on.items():
-                counter.increment(sum(execution.reviews_on.get(cores, 0) for execution in executions))
+        self._review_tokens.increment(sum(execution.review_tokens for execution in executions))
+        self._padding_tokens.increment(sum(execution.padding_tokens for execution in executions))
+        for cores, counter in self._reviews_on.items():
+            counter.increment(sum(execution.reviews_on.get(cores, 0) for execution in executions))
         for execution in executions:
             self._batch_reviews.observe(execution.reviews)

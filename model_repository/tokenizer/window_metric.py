@@ -43,8 +43,9 @@ class WindowMetric:
     def _report_until_closed(self) -> None:
         while not self._closing.wait(REPORT_INTERVAL_S):
             counts = [self._counts.get() for _ in range(self._counts.qsize())]
+            if not counts:
+                continue
             try:
-                if counts:
-                    self._reviews.increment(sum(counts))
+                self._reviews.increment(sum(counts))
             except Exception as error:  # as for want of shared memory: these are lost, later ones are counted
                 pb_utils.Logger.log_error(f"the metric of {sum(counts)} reviews is lost: {error!r}")
