@@ -24,11 +24,12 @@ import onnx
 import torch
 from onnx import NodeProto, numpy_helper
 from tokenizers import Tokenizer
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizerFast
+from transformers import DistilBertConfig, DistilBertTokenizerFast
 
 from export import parity
 from export.generated_reviews import generate
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE
+from training.token_dropping import TokenDroppingClassifier
 
 Array = npt.NDArray[np.float32]
 NUM_REVIEWS = 64
@@ -107,10 +108,9 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
     graph = QuantizedGraph(model)
     try:
         weights = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in graph.weights()}
-        config = _config(
-            weights, graph.head_dim(), json.loads({p.key: p.value for p in model.metadata_props}["labels"])
-        )
-        classifier = DistilBertForSequenceClassification(config)
+        facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        config = _config(weights, graph.head_dim(), facts["labels"], facts.get("kept_percent", []))
+        classifier = TokenDroppingClassifier(config)
         classifier.load_state_dict(weights, strict=True)
     except (KeyError, RuntimeError) as error:  # RuntimeError: torch's of a parameter, Python's of a `next` without one
         raise ValueError(f"{onnx_file} is no int8 DistilBERT as `python -m export.onnx` writes it: {error}") from error
@@ -125,7 +125,9 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
     shutil.copyfile(tokenizer_file, folder / "tokenizer.json")  # with its truncation, which transformers drops
 
 
-def _config(weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[str]) -> DistilBertConfig:
+def _config(
+    weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[str], kept_percent: Sequence[int]
+) -> DistilBertConfig:
     vocab_size, dim = weights["distilbert.embeddings.word_embeddings.weight"].shape
     layers = {name.split(".")[3] for name in weights if name.startswith("distilbert.transformer.layer.")}
     sizes: dict[str, Any] = {
@@ -137,7 +139,8 @@ def _config(weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[st
         "max_position_embeddings": weights["distilbert.embeddings.position_embeddings.weight"].shape[0],
     }
     names = dict(enumerate(labels))
-    return DistilBertConfig(**sizes, id2label=names, label2id={label: index for index, label in names.items()})
+    ids = {label: index for index, label in names.items()}
+    return DistilBertConfig(**sizes, id2label=names, label2id=ids, kept_percent=list(kept_percent))
 
 
 def _parser() -> argparse.ArgumentParser:

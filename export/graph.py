@@ -29,7 +29,9 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 from export.first_token import keep_first_token
 from export.generated_reviews import generate
 from export.quantized_graph import rewrite
+from export.token_dropping import choosing, drop_tokens
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
+from training.token_dropping import drops, kept_percent
 
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 NUM_CALIBRATION_REVIEWS = 128
@@ -57,7 +59,7 @@ def export_encoder(checkpoint: Path, folder: Path) -> Path:
         no_post_process=True,
     )
     path = folder / "model.onnx"
-    graph = onnx.load(path)
+    graph = drop_tokens(onnx.load(path), drops(kept_percent(model.config)))
     for value in [*graph.graph.input, *graph.graph.output]:
         for dimension in value.type.tensor_type.shape.dim:
             dimension.dim_param = _AXES.get(dimension.dim_param, dimension.dim_param)
@@ -66,12 +68,16 @@ def export_encoder(checkpoint: Path, folder: Path) -> Path:
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the graph in half precision with fp32 logits; softmax and layer norm stay in fp32.
+    """Returns the graph in half precision with fp32 logits; softmax, layer norm and the choice of tokens stay in fp32.
 
     The mask constant, fp32's lowest number, becomes -1e4: as -inf it would turn a fully masked row into NaN.
     """
     keep = [*DEFAULT_OP_BLOCK_LIST, "Softmax", "LayerNormalization"]
-    half = OnnxModel(convert_float_to_float16(model, keep_io_types=True, op_block_list=keep, max_finite_val=1e4))
+    half = OnnxModel(
+        convert_float_to_float16(
+            model, keep_io_types=True, op_block_list=keep, node_block_list=choosing(model), max_finite_val=1e4
+        )
+    )
     half.topological_sort()  # the conversion appends its casts at the end
     return half.model
 
@@ -84,20 +90,32 @@ def to_int8(model: onnx.ModelProto, calibration: Sequence[Tokens]) -> onnx.Model
     corrects the biases; the embedding tables, more than half of a small model, are int8 too.
     """
     batches = [{"input_ids": input_ids, "attention_mask": attention_mask} for input_ids, attention_mask in calibration]
-    return nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(batches),
+        ignored_scope=nncf.IgnoredScope(names=choosing(model)),
+    )
 
 
-def input_limits(checkpoint: Path) -> dict[str, int]:
-    """Returns `vocab_size` and `max_tokens`, the rows of the tables that ids and their positions look up.
+def metadata(checkpoint: Path) -> dict[str, str]:
+    """Returns what travels in a file about its inputs, JSON by name.
 
-    They travel as the file's metadata, since not every runtime refuses what lies beyond.
+    `vocab_size` and `max_tokens` are the rows of the tables that ids and their positions look up, since not every
+    runtime refuses what lies beyond; `kept_percent` says where tokens are dropped.
     """
     config = DistilBertConfig.from_pretrained(checkpoint)
-    return {"vocab_size": config.vocab_size, "max_tokens": config.max_position_embeddings}
+    facts = {
+        "vocab_size": config.vocab_size,
+        "max_tokens": config.max_position_embeddings,
+        "kept_percent": kept_percent(config),
+    }
+    return {name: json.dumps(fact) for name, fact in facts.items()}
 
 
-def append_head(model: onnx.ModelProto, labels: Sequence[str], limits: Mapping[str, int]) -> onnx.ModelProto:
-    """Adds `probabilities`, `score` and `label` behind `logits`; label names and `limits` become metadata."""
+def append_head(model: onnx.ModelProto, labels: Sequence[str], facts: Mapping[str, str]) -> onnx.ModelProto:
+    """Adds `probabilities`, `score` and `label` behind `logits`; label names and `facts` become metadata."""
     graph = model.graph
     encoded: list[Any] = [label.encode() for label in labels]
     names = helper.make_tensor("label_names", TensorProto.STRING, [len(labels)], encoded)
@@ -119,8 +137,7 @@ def append_head(model: onnx.ModelProto, labels: Sequence[str], limits: Mapping[s
     ):
         graph.output.append(helper.make_tensor_value_info(name, kind, ["batch", width]))
     del model.metadata_props[:]
-    sizes = {name: str(limit) for name, limit in limits.items()}
-    helper.set_model_props(model, {"labels": json.dumps(list(labels)), **sizes})
+    helper.set_model_props(model, {"labels": json.dumps(list(labels)), **facts})
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -139,7 +156,7 @@ def build(
     """
     paths = {}
     reviews = generate(NUM_CALIBRATION_REVIEWS, seed=1) if calibration_reviews is None else calibration_reviews
-    limits = input_limits(checkpoint)
+    facts = metadata(checkpoint)
     with tempfile.TemporaryDirectory(prefix="export-") as scratch:
         encoder = export_encoder(checkpoint, Path(scratch))
         for precision in precisions:
@@ -155,5 +172,5 @@ def build(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             paths[precision] = folder / "model.onnx"
-            onnx.save(append_head(model, labels, limits), paths[precision])
+            onnx.save(append_head(model, labels, facts), paths[precision])
     return paths

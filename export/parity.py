@@ -5,8 +5,8 @@
 
 Reviews of realistic, mixed lengths run through torch in fp32 and, in padded batches of several rows, through ONNX
 Runtime, or for int8 through the runtime that serves it on this CPU. Checked: largest difference of logits and
-probabilities, flipped labels, NaN with a fully padded row in the batch, that score and label are those of the
-probabilities, and that a review's answer does not depend on its neighbours.
+probabilities, mean difference of these, flipped labels, NaN with a fully padded row in the batch, that score and label
+are those of the probabilities, and that a review's answer does not depend on its neighbours.
 Only what was checked is printed; the last line on stdout is one JSON object.
 """
 
@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ import onnxruntime
 import torch
 from scipy.special import softmax
 from tqdm import tqdm
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import DistilBertConfig
 
 from export.checkpoint_folder import CheckpointError, read_labels
 from export.generated_reviews import generate
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 from training.command_line import positive
+from training.token_dropping import TokenDroppingClassifier, kept_percent
 
 Floats = npt.NDArray[np.floating[Any]]
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -47,6 +48,8 @@ class Tolerance:
     """Largest |difference| of a logit from the checkpoint's."""
     probabilities: float
     """Largest |difference| of a probability from the checkpoint's."""
+    mean_probability: float
+    """Mean |difference| of a probability from the checkpoint's."""
     flipped_share: float
     """Share of the reviews whose label may differ from the checkpoint's."""
     neighbours: float
@@ -56,13 +59,30 @@ class Tolerance:
 
 TOLERANCES = {
     # Order of summation only: 1e-5 is seen, so a hundredfold of it is an error and not noise.
-    "fp32": Tolerance(logits=1e-3, probabilities=1e-3, flipped_share=0.0, neighbours=1e-4),
+    "fp32": Tolerance(logits=1e-3, probabilities=1e-3, mean_probability=5e-5, flipped_share=0.0, neighbours=1e-4),
     # 11 significant bits in the products, the sums of softmax and layer norm in fp32.
-    "fp16": Tolerance(logits=0.05, probabilities=0.02, flipped_share=0.005, neighbours=0.02),
+    "fp16": Tolerance(logits=0.05, probabilities=0.02, mean_probability=0.002, flipped_share=0.005, neighbours=0.02),
     # 8 bits between constant ranges; what is left of a neighbour is the order of summation, which can move a rounding.
     # Of 256 IMDb reviews: 0.32, 0.1, 0.012 and, among neighbours, 0.0001.
-    "int8": Tolerance(logits=0.6, probabilities=0.2, flipped_share=0.02, neighbours=0.02),
+    "int8": Tolerance(logits=0.6, probabilities=0.2, mean_probability=0.03, flipped_share=0.02, neighbours=0.02),
 }
+
+WIDER_WHERE_TOKENS_ARE_DROPPED = 2.5
+"""Times the largest differences above, fp32's apart: rounding changes which of two tokens with nearly equal attention
+goes on, so that some answers jump. Of 200 IMDb reviews in int8: 0.8 and 0.34, and among neighbours 0.02."""
+
+
+def tolerance(precision: str, drops_tokens: bool) -> Tolerance:
+    """Returns what a file of `precision` may differ by from its checkpoint."""
+    narrow = TOLERANCES[precision]
+    if not drops_tokens or precision == "fp32":
+        return narrow
+    return replace(
+        narrow,
+        logits=narrow.logits * WIDER_WHERE_TOKENS_ARE_DROPPED,
+        probabilities=narrow.probabilities * WIDER_WHERE_TOKENS_ARE_DROPPED,
+        neighbours=narrow.neighbours * WIDER_WHERE_TOKENS_ARE_DROPPED,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +105,7 @@ def _batches(rows: Sequence[list[int]], size: int, description: str) -> Iterator
 
 
 def _checkpoint_logits(checkpoint: Path, rows: Sequence[list[int]]) -> Floats:
-    model = DistilBertForSequenceClassification.from_pretrained(checkpoint).eval()
+    model = TokenDroppingClassifier.from_pretrained(checkpoint).eval()
     with torch.inference_mode():
         logits = [
             model(torch.from_numpy(input_ids), torch.from_numpy(attention_mask)).logits.numpy()
@@ -159,27 +179,33 @@ def compare(
 
     `run`, where it is given, computes the outputs: an engine made from `onnx_file`.
     """
-    tolerance = TOLERANCES[precision]
+    config = DistilBertConfig.from_pretrained(checkpoint)
+    allowed = tolerance(precision, drops_tokens=bool(kept_percent(config)))
     rows = _mix_lengths(ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews))
-    labels = list((DistilBertConfig.from_pretrained(checkpoint).id2label or {}).values())
+    labels = list((config.id2label or {}).values())
     expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
     run = run or _runner(onnx_file, precision)
     batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]
     outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     flipped = (outputs["logits"].argmax(axis=1) != expected.argmax(axis=1)).mean()
-    change, changed_labels = _neighbour_effect(run, rows, tolerance.neighbours)
-    probabilities = np.abs(outputs["probabilities"] - softmax(expected, axis=1)).max()
+    change, changed_labels = _neighbour_effect(run, rows, allowed.neighbours)
+    differences = np.abs(outputs["probabilities"] - softmax(expected, axis=1))  # (N, C)
     return [
         Check(
             name="max |difference of logits|",
             measured=_max_difference(outputs["logits"], expected),
-            limit=tolerance.logits,
+            limit=allowed.logits,
         ),
-        Check(name="max |difference of probabilities|", measured=float(probabilities), limit=tolerance.probabilities),
-        Check(name="share of labels flipped", measured=float(flipped), limit=tolerance.flipped_share),
+        Check(name="max |difference of probabilities|", measured=float(differences.max()), limit=allowed.probabilities),
+        Check(
+            name="mean |difference of probabilities|",
+            measured=float(differences.mean()),
+            limit=allowed.mean_probability,
+        ),
+        Check(name="share of labels flipped", measured=float(flipped), limit=allowed.flipped_share),
         Check(name="wrong scores or labels", measured=_head_errors(outputs, labels), limit=0.0),
         Check(name="not finite with a padded row", measured=_fully_padded_row_is_harmless(run, rows), limit=0.0),
-        Check(name=f"max |change among {NUM_NEIGHBOURS} others|", measured=change, limit=tolerance.neighbours),
+        Check(name=f"max |change among {NUM_NEIGHBOURS} others|", measured=change, limit=allowed.neighbours),
         Check(name=f"labels changed among {NUM_NEIGHBOURS} others", measured=changed_labels, limit=0.0),
     ]
 

@@ -109,34 +109,50 @@ def _give_each_product_its_own(graph: onnx.GraphProto) -> None:
 
 
 def _mask_once(graph: onnx.GraphProto) -> None:
-    """Adds a row made of `attention_mask` to every layer's scores, which each compared and selected one by one."""
+    """Adds a row made of the mask to every layer's scores, which each compared and selected one by one.
+
+    There is one mask for all layers, or where tokens are dropped another from there on.
+    """
     producers = {name: node for node in graph.node for name in node.output}
-    made = False
+    made: set[str] = set()
     nodes: list[NodeProto] = []
     for node in graph.node:
-        if node.op_type != "Where" or not _is_expanded(producers.get(node.input[0])):
+        mask = _selecting_mask(node, producers)
+        if mask is None:
             nodes.append(node)
             continue
         if not made:
-            nodes.extend(_mask_row(graph))
-            made = True
-        nodes.append(helper.make_node("Add", [node.input[2], "mask_row"], list(node.output), name=f"{node.name}_add"))
+            _add_mask_constants(graph)
+        if mask not in made:
+            nodes.extend(_mask_row(mask))
+            made.add(mask)
+        scores, row = node.input[2], f"{mask}_row"
+        nodes.append(helper.make_node("Add", [scores, row], list(node.output), name=f"{node.name}_add"))
     _replace(graph, nodes)
 
 
-def _is_expanded(producer: NodeProto | None) -> bool:
-    return producer is not None and producer.op_type == "Expand"
+def _selecting_mask(node: NodeProto, producers: dict[str, NodeProto]) -> str | None:
+    """Returns the mask (B, T), 1 for tokens, by which `node` selects scores, if it does."""
+    for op_type in ("Where", "Expand", "Reshape"):
+        if node.op_type != op_type or node.input[0] not in producers:
+            return None
+        node = producers[node.input[0]]
+    return node.input[0] if node.op_type == "Equal" else None
 
 
-def _mask_row(graph: onnx.GraphProto) -> Iterator[NodeProto]:
-    """Yields what makes `mask_row` (B, 1, 1, T): 0 for tokens, `MASKED` for padding."""
+def _add_mask_constants(graph: onnx.GraphProto) -> None:
     for name, value in (("mask_axes", np.array([1, 2], np.int64)), ("mask_one", np.float32(1))):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     graph.initializer.append(numpy_helper.from_array(np.asarray(np.float32(-MASKED)), "mask_depth"))
-    yield helper.make_node("Cast", ["attention_mask"], ["mask_fp32"], name="mask_fp32", to=TensorProto.FLOAT)
-    yield helper.make_node("Unsqueeze", ["mask_fp32", "mask_axes"], ["mask_4d"], name="mask_4d")
-    yield helper.make_node("Sub", ["mask_4d", "mask_one"], ["mask_sign"], name="mask_sign")
-    yield helper.make_node("Mul", ["mask_sign", "mask_depth"], ["mask_row"], name="mask_row")
+
+
+def _mask_row(mask: str) -> Iterator[NodeProto]:
+    """Yields what makes a row (B, 1, 1, T) of `mask` (B, T): 0 for tokens, `MASKED` for padding."""
+    number, sign, row = f"{mask}_fp32", f"{mask}_sign", f"{mask}_row"
+    yield helper.make_node("Cast", [mask], [number], name=number, to=TensorProto.FLOAT)
+    yield helper.make_node("Unsqueeze", [number, "mask_axes"], [f"{number}_4d"], name=f"{number}_4d")
+    yield helper.make_node("Sub", [f"{number}_4d", "mask_one"], [sign], name=sign)
+    yield helper.make_node("Mul", [sign, "mask_depth"], [row], name=row)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

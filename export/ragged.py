@@ -104,20 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _build_and_compare(args: argparse.Namespace) -> Feed:
+    labels = read_labels(args.checkpoint)
+    rows = ReviewEncoder(args.checkpoint / "tokenizer.json").encode(generate(256, args.seed))
+    with tempfile.TemporaryDirectory(prefix="ragged-") as scratch:
+        folder = Path(scratch)
+        ragged_file = ragged_graph.build(args.checkpoint, args.onnx or folder / "ragged.onnx", labels)
+        padded_file = graph.build(args.checkpoint, ["fp32"], folder, labels)["fp32"]
+        return compare(padded_file, ragged_file, rows, args.num_batches, args.seed)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        labels = read_labels(args.checkpoint)
+        found = _build_and_compare(args)
     except CheckpointError as error:
         print(f"export.ragged: {error}", file=sys.stderr)
         return 2
-    rows = ReviewEncoder(args.checkpoint / "tokenizer.json").encode(generate(256, args.seed))
-    with tempfile.TemporaryDirectory(prefix="ragged-") as scratch:
-        folder = Path(scratch)
-        padded_file = graph.build(args.checkpoint, ["fp32"], folder, labels)["fp32"]
-        ragged_file = ragged_graph.build(args.checkpoint, args.onnx or folder / "ragged.onnx", labels)
-        found = compare(padded_file, ragged_file, rows, args.num_batches, args.seed)
     summary = {
         "batches": args.num_batches,
         "max_logit_difference": float(found["difference"].max()),

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertForSequenceClassification
 
-from export.graph import OPSET, append_head, input_limits
+from export.checkpoint_folder import CheckpointError
+from export.graph import OPSET, append_head, metadata
+from training.token_dropping import kept_percent
 
 INPUTS = ("input_ids", "attention_mask", "item_shape")
 
@@ -84,8 +86,16 @@ class RaggedClassifier(nn.Module):
 
 
 def build(checkpoint: Path, output: Path, labels: Sequence[str]) -> Path:
-    """Writes the ragged graph of `checkpoint` in fp32 with the head of every other graph, and returns `output`."""
+    """Writes the ragged graph of `checkpoint` in fp32 with the head of every other graph, and returns `output`.
+
+    Raises:
+        CheckpointError: it drops tokens, of which this graph knows nothing.
+    """
     model = DistilBertForSequenceClassification.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    if percent := kept_percent(model.config):
+        raise CheckpointError(
+            f"{checkpoint} drops tokens (kept_percent {percent}), expected a checkpoint that does not"
+        )
     example = (torch.tensor([1, 2, 3, 1, 2]), torch.ones(5, dtype=torch.int64), torch.tensor([[3], [2]]).int())
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
@@ -98,5 +108,5 @@ def build(checkpoint: Path, output: Path, labels: Sequence[str]) -> Path:
         opset_version=OPSET,
         dynamo=False,  # the other exporter wants to know how many tokens are padding before it has seen any
     )
-    onnx.save(append_head(onnx.load(output), labels, input_limits(checkpoint)), output)
+    onnx.save(append_head(onnx.load(output), labels, metadata(checkpoint)), output)
     return output

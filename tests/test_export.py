@@ -30,7 +30,11 @@ def files(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(autouse=True)
 def wider_int8_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random, wide weights round worse, and put far more reviews near a tie, where rounding decides."""
-    monkeypatch.setitem(parity.TOLERANCES, "int8", replace(parity.TOLERANCES["int8"], logits=1.0, flipped_share=0.1))
+    monkeypatch.setitem(
+        parity.TOLERANCES,
+        "int8",
+        replace(parity.TOLERANCES["int8"], logits=1.0, mean_probability=0.1, flipped_share=0.1),
+    )
 
 
 def gate(checkpoint: Path, file: Path, precision: str = "fp32") -> int:
@@ -113,6 +117,12 @@ def scaled_weights(model: ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
 
 
+def biased_classifier(model: ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "classifier.bias")
+    bias = numpy_helper.to_array(tensor) + np.array([8e-4, 0], np.float32)  # within what one logit may differ by
+    tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+
+
 def swapped_labels(model: ModelProto) -> None:
     tensor = next(t for t in model.graph.initializer if t.name == "label_names")
     tensor.string_data[:] = list(tensor.string_data)[::-1]
@@ -149,6 +159,7 @@ def not_a_number_for_padded_rows(model: ModelProto) -> None:
     ("damage", "line"),
     [
         pytest.param(scaled_weights, "max |difference of logits|", id="weights"),
+        pytest.param(biased_classifier, "mean |difference of probabilities|", id="bias"),
         pytest.param(swapped_labels, "wrong scores or labels", id="labels"),
         pytest.param(ignored_mask, "max |change among 31 others|", id="mask"),
         pytest.param(not_a_number_for_padded_rows, "not finite with a padded row", id="padding"),
@@ -173,8 +184,8 @@ def test_gate_stops_a_broken_model(
 def test_export_that_fails_the_gate_installs_nothing(
     tiny_checkpoint: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def append_swapped(model: ModelProto, labels: list[str], limits: dict[str, int]) -> ModelProto:
-        return append_head(model, labels[::-1], limits)
+    def append_swapped(model: ModelProto, labels: list[str], facts: dict[str, str]) -> ModelProto:
+        return append_head(model, labels[::-1], facts)
 
     append_head = graph.append_head
     monkeypatch.setattr(graph, "append_head", append_swapped)

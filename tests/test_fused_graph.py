@@ -67,6 +67,14 @@ def test_products_add_their_bias_and_attention_is_one_operator(files: dict[str, 
     assert not {"MultiHeadAttention", "MatMulIntegerToFloat"} & set(before)
 
 
+def test_the_installed_file_is_rewritten_as_well(installed: Path) -> None:
+    num_layers = operators(onnx.load(installed))["Softmax"] - 1  # the head's
+    model, is_int8 = fused(installed)
+    counts = operators(onnx.load_from_string(model))
+    assert is_int8
+    assert counts["MultiHeadAttention"] == 2 * (num_layers + 1 - counts["Softmax"]) > 0
+
+
 @pytest.mark.parametrize("padding", [0, 3])
 def test_answers_stay(installed: Path, reviews: list[list[int]], padding: int) -> None:
     engine = Engine(installed, num_threads=1, runtime=ONNXRUNTIME)

@@ -119,7 +119,9 @@ def test_checkpoint_made_from_the_served_file_is_that_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(
-        parity.TOLERANCES, "int8", parity.Tolerance(logits=1, probabilities=1, flipped_share=1, neighbours=1)
+        parity.TOLERANCES,
+        "int8",
+        parity.Tolerance(logits=1, probabilities=1, mean_probability=1, flipped_share=1, neighbours=1),
     )
     folder = tmp_path / "checkpoint"
     arguments = [

@@ -53,6 +53,20 @@ def test_smoke_learns_its_reviews(artefacts: Path) -> None:
     assert json.loads((artefacts / "smoke" / "metrics_test.json").read_text())["accuracy"] >= 0.9
 
 
+def test_a_model_can_learn_to_drop_tokens(tmp_path: Path) -> None:
+    assert run_smoke(tmp_path, "-o", "training.kept_percent=[60]", "-o", "name=dropping") == 0
+    run = tmp_path / "dropping"
+    assert AutoConfig.from_pretrained(run).kept_percent == [60]
+    assert json.loads((run / "metrics_test.json").read_text())["accuracy"] >= 0.9
+
+
+def test_dropping_in_a_layer_that_is_not_there_is_told_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_smoke(tmp_path, "-o", "training.kept_percent=[60,30]") == 2
+    assert "training.kept_percent names 2 layers, expected fewer than the model's 2" in capsys.readouterr().err
+
+
 def test_hugging_face_tokenizer_of_the_checkpoint_agrees_with_the_served_one(artefacts: Path) -> None:
     run = artefacts / "smoke"
     long_review = "The plot was superb. " * 40

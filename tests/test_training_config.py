@@ -30,6 +30,10 @@ def test_override_replaces_one_key() -> None:
         pytest.param("training.batch_size=2.5", "'training.batch_size'.*got 2.5", id="fraction of a review"),
         pytest.param("tokens.truncation_side=middle", "'tokens.truncation_side'.*'left' or 'right'", id="no such side"),
         pytest.param("tokens.max_length=4096", "less than or equal to 512", id="out of range"),
+        pytest.param(
+            "training.kept_percent=[50,75]", "do not come back.*got \\[50, 75\\]", id="more tokens than before"
+        ),
+        pytest.param("training.kept_percent=[0]", "greater than or equal to 1", id="no token left"),
         pytest.param("training.learning_rate", "has no '='", id="no value"),
         pytest.param("name=../elsewhere", "'name'", id="name that leaves the folder"),
     ],

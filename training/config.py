@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from yaml import YAMLError
 
 
@@ -109,6 +109,16 @@ class Training(Optimisation):
 
     early_stopping_patience: int = Field(default=6, gt=0)
     """Evaluations without a lower validation loss after which training stops; never, if as many as there are."""
+    kept_percent: list[Annotated[int, Field(ge=1, le=100)]] = []
+    """Percent of a review's tokens that leave the attention of the first layer, the second and so on, never more than
+    before (training.token_dropping); layers that are not named keep what reaches them, so none: nothing is dropped."""
+
+    @field_validator("kept_percent")
+    @classmethod
+    def _never_more_than_before(cls, percent: list[int]) -> list[int]:
+        if percent != sorted(percent, reverse=True):
+            raise ValueError("tokens that were dropped do not come back: expected numbers that do not rise")
+        return percent
 
 
 class Adaptation(Optimisation):

@@ -84,12 +84,13 @@ class CheckpointScorer(_EncodedScorer):
 
     def __init__(self, folder: Path, batch_size: int = 32) -> None:
         import torch
-        from transformers import DistilBertForSequenceClassification
+
+        from training.token_dropping import TokenDroppingClassifier
 
         super().__init__(folder / "tokenizer.json", batch_size)
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, loading = DistilBertForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        model, loading = TokenDroppingClassifier.from_pretrained(folder, output_loading_info=True)
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"]))
             raise NoClassifierError(f"{folder} lacks {missing}: fine-tune it first, as base.source of training.train")

@@ -18,7 +18,6 @@ from transformers import (
     AutoTokenizer,
     BertModel,
     DistilBertConfig,
-    DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 from transformers.models.bert.configuration_bert import BertConfig
@@ -26,8 +25,9 @@ from transformers.models.bert.configuration_bert import BertConfig
 from training.config import AdaptConfig, BaseWeights, Config, ConfigError
 from training.masked_lm import MaskedPositionsLM
 from training.provenance import sha256_file
+from training.token_dropping import TokenDroppingClassifier
 
-_Model = TypeVar("_Model", DistilBertForSequenceClassification, MaskedPositionsLM)
+_Model = TypeVar("_Model", TokenDroppingClassifier, MaskedPositionsLM)
 
 _BERT_TO_DISTILBERT = (
     (r"^encoder\.layer\.", "transformer.layer."),
@@ -135,13 +135,13 @@ def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBer
     return model
 
 
-def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassification:
+def load_model(config: Config, vocab_size: int) -> TokenDroppingClassifier:
     """Returns a DistilBERT classifier with the base weights.
 
     Its head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
 
     Raises:
-        ConfigError: the base is neither DistilBERT nor BERT.
+        ConfigError: the base is neither DistilBERT nor BERT, or tokens are to be dropped in layers that it has not.
     """
     labels = config.data.labels
     model_config = _model_config(config.base, vocab_size)
@@ -150,7 +150,13 @@ def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassifi
     model_config.label2id = {label: index for index, label in enumerate(labels)}
     model_config.dropout = config.training.dropout
     model_config.attention_dropout = config.training.attention_dropout
-    return _with_encoder(DistilBertForSequenceClassification, config.base, model_config)
+    if len(config.training.kept_percent) >= model_config.n_layers:
+        raise ConfigError(
+            f"training.kept_percent names {len(config.training.kept_percent)} layers, expected fewer than the model's "
+            f"{model_config.n_layers}: what leaves the last one's attention is [CLS] alone"
+        )
+    model_config.kept_percent = config.training.kept_percent  # the base's own is another run's
+    return _with_encoder(TokenDroppingClassifier, config.base, model_config)
 
 
 def load_masked_lm(config: AdaptConfig, vocab_size: int) -> MaskedPositionsLM:

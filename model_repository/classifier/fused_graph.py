@@ -17,8 +17,6 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 _DOMAIN = "com.microsoft"
 _MASK = "attention_mask"
-_MASK_ROW = "mask_row"
-"""What `export.quantized_graph` adds to the scores of padding; anything else that is added has to stay."""
 _UNPADDED = "is_unpadded"
 
 
@@ -139,18 +137,18 @@ def _fuse_attention(graph: _Graph) -> None:
     """Makes one node of all that lies between query, key and value and the heads put together again."""
     for softmax in graph.nodes("Softmax"):
         try:
-            last, attention = _attention(graph, softmax)
+            last, attention, mask = _attention(graph, softmax)
         except _OtherForm:
             continue
-        graph.replace(last, _with_or_without_mask(attention, softmax.name))
+        graph.replace(last, _with_or_without_mask(attention, softmax.name, mask))
     graph.prepend(*_unpadded(graph.graph))  # left out again where nothing reads it
 
 
-def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto]:
-    """Returns the last node of the attention around `softmax`, and what computes the same from query, key and value."""
+def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto, str]:
+    """Returns the last node of the attention around `softmax`, what computes the same from query, key and value, and
+    the mask, 1 for tokens."""
     masked = graph.maker(softmax.input[0], "Add")
-    if masked.input[1] != _MASK_ROW:
-        raise _OtherForm(masked.name)
+    mask = _mask_behind(graph, masked.input[1])
     scores = graph.maker(masked.input[0], "MatMul")
     division = graph.maker(_before_quantising(graph, scores.input[0]), "Div")
     query, num_heads = _before_splitting(graph, division.input[0], [0, 2, 1, 3])
@@ -170,7 +168,15 @@ def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto]
         num_heads=num_heads,
         scale=1 / float(graph.constant(division.input[1])),
     )
-    return together, attention
+    return together, attention, mask
+
+
+def _mask_behind(graph: _Graph, row: str) -> str:
+    """Returns what `export.quantized_graph` made `row` of; whatever else is added to scores has to stay."""
+    name = row
+    for op_type in ("Mul", "Sub", "Unsqueeze", "Cast"):
+        name = graph.maker(name, op_type).input[0]
+    return name
 
 
 def _before_quantising(graph: _Graph, name: str) -> str:
@@ -197,7 +203,7 @@ def _unpadded(graph: GraphProto) -> list[NodeProto]:
     return [least, helper.make_node("Cast", ["least_of_mask"], [_UNPADDED], to=TensorProto.BOOL)]
 
 
-def _with_or_without_mask(attention: NodeProto, name: str) -> NodeProto:
+def _with_or_without_mask(attention: NodeProto, name: str, mask: str) -> NodeProto:
     """Returns a choice between two of `attention`: its faster algorithm takes no mask, and most batches need none."""
     (out,) = attention.output
     without, with_mask = NodeProto(), NodeProto()
@@ -206,11 +212,11 @@ def _with_or_without_mask(attention: NodeProto, name: str) -> NodeProto:
         copy.output[0] = f"{out}_{suffix}"
         copy.name = f"{name}_{suffix}"
     with_mask.input.extend(["", f"{out}_mask"])  # no bias
-    mask = helper.make_node("Cast", [_MASK], [f"{out}_mask"], to=TensorProto.INT32)
+    integers = helper.make_node("Cast", [mask], [f"{out}_mask"], to=TensorProto.INT32)
     branches = {
         branch: helper.make_graph(
             nodes, branch, [], [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)]
         )
-        for branch, nodes in (("then_branch", [without]), ("else_branch", [mask, with_mask]))
+        for branch, nodes in (("then_branch", [without]), ("else_branch", [integers, with_mask]))
     }
     return helper.make_node("If", [_UNPADDED], [out], name=name, **branches)

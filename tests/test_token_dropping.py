@@ -1,0 +1,172 @@
+"""Dropping tokens: the reviews go on with what most attention goes to, alone or beside others, in torch and in ONNX."""
+
+import json
+import math
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from exact import exact_session
+from onnx import TensorProto, helper
+from tiny_model import REVIEWS
+from transformers import DistilBertForSequenceClassification
+
+from export import checkpoint as export_checkpoint
+from export import graph, parity, ragged
+from export.token_dropping import drop_tokens
+from model_repository.classifier.engine import OPENVINO, RUNTIMES, Engine
+from model_repository.classifier.fused_graph import fused
+from model_repository.tokenizer.review_text import ReviewEncoder, pad
+from training.token_dropping import TokenDroppingClassifier, num_kept
+
+PERCENT = 40
+LABELS = ["negative", "positive"]
+
+
+@pytest.fixture(scope="module")
+def dropping(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint, of whose tokens 40 percent leave the first layer's attention."""
+    folder = tmp_path_factory.mktemp("dropping") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "kept_percent": [PERCENT]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(dropping: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return graph.build(dropping, graph.PRECISIONS, tmp_path_factory.mktemp("onnx"), LABELS)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_checkpoint: Path) -> list[list[int]]:
+    return ReviewEncoder(tiny_checkpoint / "tokenizer.json").encode(REVIEWS)
+
+
+def torch_logits(model: TokenDroppingClassifier, rows: list[list[int]]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(*map(torch.from_numpy, pad(rows))).logits.numpy()
+
+
+def by_hand(model: DistilBertForSequenceClassification, row: list[int]) -> np.ndarray:
+    """Returns the logits of one review with the library's own layers, the tokens chosen with its own attention."""
+    ids = torch.tensor([row])
+    first, second = model.distilbert.transformer.layer
+    with torch.inference_mode():
+        embedded = model.distilbert.embeddings(ids)
+        answer, weights = first.attention(embedded, embedded, embedded, torch.ones_like(ids), output_attentions=True)
+        received = weights[0].sum(dim=(0, 1))
+        others = sorted(range(1, len(row)), key=lambda place: -received[place])
+        places = [0, *others[: num_kept(len(row), PERCENT) - 1]]
+        attended = first.sa_layer_norm(answer + embedded)[:, places]
+        hidden = first.output_layer_norm(first.ffn(attended) + attended)
+        hidden = second(hidden, torch.ones(1, len(places)))[-1]
+        return model.classifier(torch.relu(model.pre_classifier(hidden[:, 0])))[0].numpy()
+
+
+def test_the_tokens_with_most_attention_go_on(dropping: Path, rows: list[list[int]]) -> None:
+    model = TokenDroppingClassifier.from_pretrained(dropping).eval()
+    plain = DistilBertForSequenceClassification.from_pretrained(dropping, attn_implementation="eager").eval()
+    for row in rows:
+        logits = torch_logits(model, [row])[0]
+        np.testing.assert_allclose(logits, by_hand(plain, row), atol=1e-4)
+    all_tokens = plain(*map(torch.from_numpy, pad(rows))).logits.detach().numpy()
+    assert np.abs(torch_logits(model, rows) - all_tokens).max() > 0.01, "dropping changed nothing here"
+
+
+def test_an_answer_does_not_depend_on_the_padding_beside_it(dropping: Path, rows: list[list[int]]) -> None:
+    model = TokenDroppingClassifier.from_pretrained(dropping).eval()
+    alone = np.concatenate([torch_logits(model, [row]) for row in rows])
+    assert len({len(row) for row in rows}) > 1
+    np.testing.assert_allclose(torch_logits(model, rows), alone, atol=1e-4)
+
+
+def test_without_the_key_it_is_the_library_s_model(tiny_checkpoint: Path, rows: list[list[int]]) -> None:
+    ours = TokenDroppingClassifier.from_pretrained(tiny_checkpoint).eval()
+    theirs = DistilBertForSequenceClassification.from_pretrained(tiny_checkpoint).eval()
+    with torch.inference_mode():
+        expected = theirs(*map(torch.from_numpy, pad(rows))).logits.numpy()
+    np.testing.assert_array_equal(torch_logits(ours, rows), expected)
+
+
+def test_the_graph_passes_the_gate(files: dict[str, Path], dropping: Path) -> None:
+    arguments = ["--checkpoint", str(dropping), "--onnx", str(files["fp32"]), "--precision", "fp32"]
+    assert parity.main([*arguments, "--num-reviews", "64"]) == 0
+
+
+def test_half_precision_changes_which_tokens_go_on_in_few_reviews(
+    files: dict[str, Path], dropping: Path, rows: list[list[int]]
+) -> None:
+    session = exact_session(files["fp16"])
+    input_ids, attention_mask = pad(rows)
+    (logits,) = session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+    expected = torch_logits(TokenDroppingClassifier.from_pretrained(dropping).eval(), rows)
+    assert np.median(np.abs(logits - expected).max(axis=1)) <= 0.01
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+@pytest.mark.parametrize("percent", [1, 7, 25, 29, 50, 58, 99])
+def test_every_share_is_rounded_up(tiny_checkpoint: Path, tmp_path: Path, runtime: str, percent: int) -> None:
+    model = drop_tokens(onnx.load(graph.export_encoder(tiny_checkpoint, tmp_path)), {0: percent})
+    (mask,) = [node.output[0] for node in model.graph.node if node.name.endswith("kept_mask")]
+    model = graph.append_head(model, LABELS, graph.metadata(tiny_checkpoint))
+    model.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.INT64, ["batch", "kept"]))
+    onnx.save(model, tmp_path / "kept.onnx")
+    input_ids, attention_mask = pad([[2] * length for length in range(1, 65)])
+    engine = Engine(tmp_path / "kept.onnx", num_threads=1, runtime=runtime)
+    (kept,) = engine.run([mask], {"input_ids": input_ids, "attention_mask": attention_mask})
+    assert kept.sum(axis=1).tolist() == [math.ceil(Fraction(length * percent, 100)) for length in range(1, 65)]
+
+
+def test_the_gate_notices_a_graph_that_drops_nothing(dropping: Path, tiny_onnx: Path) -> None:
+    assert parity.main(["--checkpoint", str(dropping), "--onnx", str(tiny_onnx), "--precision", "fp32"]) == 1
+
+
+def test_what_chooses_tokens_is_not_rounded(files: dict[str, Path]) -> None:
+    model = onnx.load(files["int8"])
+    makers = {name: node for node in model.graph.node for name in node.output}
+    choice = next(node for node in model.graph.node if node.op_type == "MatMul" and "dropping" in node.name)
+    masked = makers[makers[choice.input[1]].input[0]]
+    scores = makers[masked.input[0]]
+    assert (masked.op_type, scores.op_type) == ("Add", "MatMul")
+    query, key = makers[scores.input[0]], makers[scores.input[1]]
+    assert "DequantizeLinear" not in (query.op_type, key.op_type)
+    behind = [node for node in model.graph.node if "layer.0/ffn" in node.name and node.op_type == "MatMul"]
+    assert {makers[node.input[0]].op_type for node in behind} == {"DequantizeLinear"}, "what is kept is int8 again"
+
+
+def test_onnxruntimes_own_operators_give_the_same(files: dict[str, Path], rows: list[list[int]]) -> None:
+    rewritten, is_int8 = fused(files["int8"])
+    assert is_int8
+    attention = [node for node in onnx.load_from_string(rewritten).graph.node if node.op_type == "If"]
+    assert len(attention) == 1, "the second layer's; the first's numbers are needed one by one"
+    own, plain = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for file in (rewritten, files["int8"].read_bytes())
+    )
+    input_ids, attention_mask = pad(rows)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    np.testing.assert_allclose(own.run(["logits"], inputs)[0], plain.run(["logits"], inputs)[0], atol=0.2)
+
+
+def test_openvino_gives_the_same(files: dict[str, Path], dropping: Path, rows: list[list[int]]) -> None:
+    engine = Engine(files["fp32"], num_threads=1, runtime=OPENVINO)
+    input_ids, attention_mask = pad(rows)
+    (logits,) = engine.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})
+    expected = torch_logits(TokenDroppingClassifier.from_pretrained(dropping).eval(), rows)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
+def test_a_checkpoint_made_from_the_file_drops_as_much(files: dict[str, Path], dropping: Path, tmp_path: Path) -> None:
+    export_checkpoint.restore(files["int8"], dropping / "tokenizer.json", tmp_path)
+    assert TokenDroppingClassifier.from_pretrained(tmp_path).config.kept_percent == [PERCENT]
+
+
+def test_the_ragged_graph_refuses_it(dropping: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ragged.main(["--checkpoint", str(dropping)]) == 2
+    assert f"drops tokens (kept_percent [{PERCENT}])" in capsys.readouterr().err

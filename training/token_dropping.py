@@ -1,0 +1,97 @@
+"""DistilBERT that drops tokens on its way: what few tokens attend to is not computed in the layers after.
+
+After a layer's attention a review goes on with [CLS] and the tokens that received most attention in it, summed over
+heads and queries, as in PoWER-BERT (Goyal et al. 2020, "PoWER-BERT: Accelerating BERT Inference via Progressive
+Word-vector Elimination"). How many is a share of the review's own tokens, so that an answer does not depend on the
+padding beside it. The choice itself is not learnt; the layers learn to live with it when they are trained so.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.distilbert.modeling_distilbert import MultiHeadSelfAttention
+
+_Count = TypeVar("_Count", int, torch.Tensor)
+
+
+def kept_percent(config: DistilBertConfig) -> list[int]:
+    """Returns what share of a review's tokens leaves the attention of each layer, in percent; none: all, everywhere."""
+    return list(getattr(config, "kept_percent", None) or [])
+
+
+def num_kept(num_tokens: _Count, percent: int) -> _Count:
+    """Returns how many of `num_tokens` are `percent`, rounded up."""
+    return (num_tokens * percent + 99) // 100
+
+
+def drops(percent: Sequence[int]) -> dict[int, int]:
+    """Returns the layers after whose attention tokens are dropped, and the percent that are left."""
+    before = [100, *percent]
+    return {layer: left for layer, left in enumerate(percent) if left < before[layer]}
+
+
+class TokenDroppingClassifier(DistilBertForSequenceClassification):
+    """The classifier, with or without dropping: `kept_percent` in its configuration decides. B reviews, T tokens."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Returns `logits` (B, C) and, if there are `labels` (class ids), the loss."""
+        dropping = drops(kept_percent(self.config))
+        if not dropping:
+            return super().forward(input_ids, attention_mask, labels=labels)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self._encode(input_ids, mask.bool(), dropping)
+        pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, dim)
+        logits = self.classifier(self.dropout(pooled))  # (B, C)
+        loss: Any = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _encode(self, input_ids: torch.Tensor, mask: torch.Tensor, dropping: dict[int, int]) -> torch.Tensor:
+        """Returns what is left of the reviews, (B, kept, dim), [CLS] first; `mask` (B, T) is true for tokens."""
+        num_tokens = mask.sum(dim=1, keepdim=True)  # (B, 1)
+        hidden = self.distilbert.embeddings(input_ids)  # (B, T, dim)
+        layers: Any = self.distilbert.transformer.layer
+        for number, layer in enumerate(layers):
+            attended = layer.sa_layer_norm(_attention(layer.attention, hidden, mask) + hidden)
+            if number in dropping:
+                count = num_kept(input_ids.shape[1], dropping[number])
+                kept = _most_attended(layer.attention, hidden, mask, count)  # (B, count)
+                attended = attended.gather(1, kept[:, :, None].expand(-1, -1, attended.shape[2]))
+                mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, dropping[number])
+            hidden = layer.output_layer_norm(layer.ffn(attended) + attended)
+        return hidden
+
+
+def _heads(attention: MultiHeadSelfAttention, projected: torch.Tensor) -> torch.Tensor:
+    """Returns (B, T, dim) as (B, heads, T, dim a head)."""
+    return projected.unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
+
+
+def _attention(attention: MultiHeadSelfAttention, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    query, key, value = (
+        _heads(attention, project(hidden)) for project in (attention.q_lin, attention.k_lin, attention.v_lin)
+    )
+    probability = attention.dropout.p if attention.training else 0.0
+    context = scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout_p=probability)
+    return attention.out_lin(context.transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def _most_attended(
+    attention: MultiHeadSelfAttention, hidden: torch.Tensor, mask: torch.Tensor, count: int
+) -> torch.Tensor:
+    """Returns the places (B, count) of [CLS] and then of the tokens that receive most attention, most first."""
+    query, key = (_heads(attention, project(hidden)) for project in (attention.q_lin, attention.k_lin))
+    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5  # (B, heads, T, T)
+    weights = scores.float().masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=3)
+    received = mask[:, None, :].float() @ weights.sum(dim=1)  # (B, 1, T); padding attends to nothing
+    received[:, :, 0] = torch.inf
+    return received[:, 0].topk(count).indices
