@@ -82,7 +82,7 @@ def drop_tokens(model: onnx.ModelProto, dropping: Mapping[int, int]) -> onnx.Mod
         return model
     makers = {name: node for node in model.graph.node for name in node.output}
     try:
-        layers = [_Layer(number, makers) for number in dropping]
+        layers = {layer.context: layer for layer in (_Layer(number, makers) for number in dropping)}
     except KeyError as error:
         raise ValueError(f"the graph has no tensor {error}, expected one that optimum exported") from error
     mask = "attention_mask"
@@ -93,14 +93,15 @@ def drop_tokens(model: onnx.ModelProto, dropping: Mapping[int, int]) -> onnx.Mod
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         nodes.append(node)
-        for layer in layers:
-            if layer.context in node.output:
-                prefix = f"{_PREFIX}_{layer.number}"
-                text = _DROPPING.replace("SHARE", str(dropping[layer.number] / 100))
-                nodes.extend(_named(text, prefix, {**lengths, "mask": mask, **layer.inputs()}))
-                mask = f"{prefix}_kept_mask"
-                renamed |= {layer.context: f"{prefix}_kept_context", is_padding: f"{prefix}_is_padding"}
-                layer.residual.input[layer.place] = f"{prefix}_kept_hidden"
+        layer = layers.get(node.output[0])
+        if layer is None:
+            continue
+        prefix = f"{_PREFIX}_{layer.number}"
+        text = _DROPPING.replace("SHARE", str(dropping[layer.number] / 100))
+        nodes.extend(_named(text, prefix, {**lengths, "mask": mask, **layer.inputs()}))
+        mask = f"{prefix}_kept_mask"
+        renamed |= {layer.context: f"{prefix}_kept_context", is_padding: f"{prefix}_is_padding"}
+        layer.residual.input[layer.place] = f"{prefix}_kept_hidden"
     del model.graph.node[:], model.graph.value_info[:]  # shapes that no longer hold
     model.graph.node.extend(nodes)
     return model
@@ -112,15 +113,13 @@ class _Layer:
     def __init__(self, number: int, makers: Mapping[str, NodeProto]) -> None:
         self.number = number
         of_layer = f"/distilbert/transformer/layer.{number}"
-        self.weights = f"{of_layer}/attention/Softmax_output_0"  # (B, H, Q, Q)
+        self.weights = makers[f"{of_layer}/attention/Softmax_output_0"].output[0]  # (B, H, Q, Q)
         self.residual = makers[f"{of_layer}/Add_output_0"]
         self.place = next(
             place for place, name in enumerate(self.residual.input) if not name.startswith(f"{of_layer}/")
         )
         self.hidden = self.residual.input[self.place]  # (B, Q, D)
-        way_out = makers[f"{of_layer}/attention/out_lin/MatMul_output_0"]
-        self.context = way_out.input[0]  # (B, Q, D)
-        makers[self.weights]  # there as well
+        self.context = makers[f"{of_layer}/attention/out_lin/MatMul_output_0"].input[0]  # (B, Q, D)
 
     def inputs(self) -> dict[str, str]:
         """Returns their names by those that they have in `_DROPPING`."""
