@@ -29,7 +29,7 @@ from transformers import DistilBertConfig, DistilBertTokenizerFast
 from export import parity
 from export.generated_reviews import generate
 from export.repository import MODEL_FILE, REPOSITORY, TOKENIZER_FILE
-from training.token_dropping import TokenDroppingClassifier
+from training.token_dropping import classifier_class
 
 Array = npt.NDArray[np.float32]
 NUM_REVIEWS = 64
@@ -110,7 +110,7 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
         weights = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in graph.weights()}
         facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         config = _config(weights, graph.head_dim(), facts["labels"], facts.get("kept_percent", []))
-        classifier = TokenDroppingClassifier(config)
+        classifier = classifier_class(config)(config)
         classifier.load_state_dict(weights, strict=True)
     except (KeyError, RuntimeError) as error:  # RuntimeError: torch's of a parameter, Python's of a `next` without one
         raise ValueError(f"{onnx_file} is no int8 DistilBERT as `python -m export.onnx` writes it: {error}") from error

@@ -44,6 +44,7 @@ def test_smoke_writes_what_it_promises(artefacts: Path) -> None:
     assert yaml.safe_load((run / "training_config.yaml").read_text())["tokens"]["max_length"] == 64
     assert "best on validation" in (artefacts / "logs" / "train.log").read_text()
     assert AutoConfig.from_pretrained(run).id2label == {0: "negative", 1: "positive"}
+    assert AutoConfig.from_pretrained(run).architectures == ["DistilBertForSequenceClassification"]
     assert (run / "vocab.txt").is_file()
     assert not list(run.rglob("*.bin"))
     assert not list(run.rglob("*.pt"))

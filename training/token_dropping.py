@@ -34,6 +34,11 @@ def drops(percent: Sequence[int]) -> dict[int, int]:
     return {layer: left for layer, left in enumerate(percent) if left < before[layer]}
 
 
+def classifier_class(config: DistilBertConfig) -> type[DistilBertForSequenceClassification]:
+    """Returns the class that a new checkpoint names as its architecture: the library's own if it drops nothing."""
+    return TokenDroppingClassifier if kept_percent(config) else DistilBertForSequenceClassification
+
+
 class TokenDroppingClassifier(DistilBertForSequenceClassification):
     """The classifier, with or without dropping: `kept_percent` in its configuration decides. B reviews, T tokens."""
 

@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     BertModel,
     DistilBertConfig,
+    DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 from transformers.models.bert.configuration_bert import BertConfig
@@ -25,9 +26,9 @@ from transformers.models.bert.configuration_bert import BertConfig
 from training.config import AdaptConfig, BaseWeights, Config, ConfigError
 from training.masked_lm import MaskedPositionsLM
 from training.provenance import sha256_file
-from training.token_dropping import TokenDroppingClassifier
+from training.token_dropping import classifier_class
 
-_Model = TypeVar("_Model", TokenDroppingClassifier, MaskedPositionsLM)
+_Model = TypeVar("_Model", DistilBertForSequenceClassification, MaskedPositionsLM)
 
 _BERT_TO_DISTILBERT = (
     (r"^encoder\.layer\.", "transformer.layer."),
@@ -135,7 +136,7 @@ def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBer
     return model
 
 
-def load_model(config: Config, vocab_size: int) -> TokenDroppingClassifier:
+def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassification:
     """Returns a DistilBERT classifier with the base weights.
 
     Its head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
@@ -156,7 +157,7 @@ def load_model(config: Config, vocab_size: int) -> TokenDroppingClassifier:
             f"{model_config.n_layers}: what leaves the last one's attention is [CLS] alone"
         )
     model_config.kept_percent = config.training.kept_percent  # the base's own is another run's
-    return _with_encoder(TokenDroppingClassifier, config.base, model_config)
+    return _with_encoder(classifier_class(model_config), config.base, model_config)
 
 
 def load_masked_lm(config: AdaptConfig, vocab_size: int) -> MaskedPositionsLM:
