@@ -6,7 +6,7 @@ Word-vector Elimination"). How many is a share of the review's own tokens, so th
 padding beside it. The choice itself is not learnt; the layers learn to live with it when they are trained so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -65,36 +65,30 @@ class TokenDroppingClassifier(DistilBertForSequenceClassification):
         hidden = self.distilbert.embeddings(input_ids)  # (B, T, dim)
         layers: Any = self.distilbert.transformer.layer
         for number, layer in enumerate(layers):
-            attended = layer.sa_layer_norm(_attention(layer.attention, hidden, mask) + hidden)
+            attention = layer.attention
+            query, key, value = _heads(attention, hidden)
+            probability = attention.dropout.p if attention.training else 0.0
+            context = scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout_p=probability)
+            answer = attention.out_lin(context.transpose(1, 2).flatten(2))  # (B, T, dim)
+            attended = layer.sa_layer_norm(answer + hidden)
             if number in dropping:
                 count = num_kept(input_ids.shape[1], dropping[number])
-                kept = _most_attended(layer.attention, hidden, mask, count)  # (B, count)
+                kept = _most_attended(query, key, mask, count)  # (B, count)
                 attended = attended.gather(1, kept[:, :, None].expand(-1, -1, attended.shape[2]))
                 mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, dropping[number])
             hidden = layer.output_layer_norm(layer.ffn(attended) + attended)
         return hidden
 
 
-def _heads(attention: MultiHeadSelfAttention, projected: torch.Tensor) -> torch.Tensor:
-    """Returns (B, T, dim) as (B, heads, T, dim a head)."""
-    return projected.unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
-
-
-def _attention(attention: MultiHeadSelfAttention, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    query, key, value = (
-        _heads(attention, project(hidden)) for project in (attention.q_lin, attention.k_lin, attention.v_lin)
-    )
-    probability = attention.dropout.p if attention.training else 0.0
-    context = scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout_p=probability)
-    return attention.out_lin(context.transpose(1, 2).flatten(2))
+def _heads(attention: MultiHeadSelfAttention, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields query, key and value of `hidden` (B, T, dim), each (B, heads, T, dim a head)."""
+    for project in (attention.q_lin, attention.k_lin, attention.v_lin):
+        yield project(hidden).unflatten(2, (attention.n_heads, -1)).transpose(1, 2)
 
 
 @torch.no_grad()
-def _most_attended(
-    attention: MultiHeadSelfAttention, hidden: torch.Tensor, mask: torch.Tensor, count: int
-) -> torch.Tensor:
+def _most_attended(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
     """Returns the places (B, count) of [CLS] and then of the tokens that receive most attention, most first."""
-    query, key = (_heads(attention, project(hidden)) for project in (attention.q_lin, attention.k_lin))
     scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5  # (B, heads, T, T)
     weights = scores.float().masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=3)
     received = mask[:, None, :].float() @ weights.sum(dim=1)  # (B, 1, T); padding attends to nothing
