@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import DistilBertConfig
 
+from training.token_dropping import kept_percent
+
 NUM_LABELS = 2
 
 
@@ -16,8 +18,8 @@ def read_labels(checkpoint: Path) -> list[str]:
     """Returns the label names of `checkpoint` in the order of their ids.
 
     Raises:
-        CheckpointError: a file is missing, the tokenizer does not truncate, the model is no DistilBERT, or it has not
-            two labels.
+        CheckpointError: a file is missing, the tokenizer does not truncate, the model is no DistilBERT, it has not
+            two labels, or it is to drop tokens as no model can.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (checkpoint / name).is_file():
@@ -40,5 +42,9 @@ def read_labels(checkpoint: Path) -> list[str]:
             f"{checkpoint} has {config.num_labels} labels, expected {NUM_LABELS}: the served model's `probabilities` "
             "are [N, 2] (model_repository/*/config.pbtxt)"
         )
+    try:
+        kept_percent(config)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from error
     id2label: dict[int, str] = config.id2label or {}
     return [id2label[index] for index in range(config.num_labels)]

@@ -31,7 +31,7 @@ from export.generated_reviews import generate
 from export.quantized_graph import rewrite
 from export.token_dropping import choosing, drop_tokens
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
-from training.token_dropping import drops, kept_percent
+from training.token_dropping import kept_after, kept_percent
 
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 NUM_CALIBRATION_REVIEWS = 128
@@ -59,7 +59,7 @@ def export_encoder(checkpoint: Path, folder: Path) -> Path:
         no_post_process=True,
     )
     path = folder / "model.onnx"
-    graph = drop_tokens(onnx.load(path), drops(kept_percent(model.config)))
+    graph = drop_tokens(onnx.load(path), kept_after(kept_percent(model.config)))
     for value in [*graph.graph.input, *graph.graph.output]:
         for dimension in value.type.tensor_type.shape.dim:
             dimension.dim_param = _AXES.get(dimension.dim_param, dimension.dim_param)
@@ -79,6 +79,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     )
     half.topological_sort()  # the conversion appends its casts at the end
+    half.remove_cascaded_cast_nodes()  # by which it rounds what goes from one node in fp32 to another
     return half.model
 
 

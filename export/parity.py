@@ -6,7 +6,8 @@
 Reviews of realistic, mixed lengths run through torch in fp32 and, in padded batches of several rows, through ONNX
 Runtime, or for int8 through the runtime that serves it on this CPU. Checked: largest difference of logits and
 probabilities, mean difference of these, flipped labels, NaN with a fully padded row in the batch, that score and label
-are those of the probabilities, and that a review's answer does not depend on its neighbours.
+are those of the probabilities, and that a review's answer does not depend on its neighbours. Of a checkpoint that drops
+tokens single answers may differ by 2.5 times as much in fp16 and int8; the mean and the flipped labels may not.
 Only what was checked is printed; the last line on stdout is one JSON object.
 """
 
@@ -69,7 +70,7 @@ TOLERANCES = {
 
 WIDER_WHERE_TOKENS_ARE_DROPPED = 2.5
 """Times the largest differences above, fp32's apart: rounding changes which of two tokens with nearly equal attention
-goes on, so that some answers jump. Of 200 IMDb reviews in int8: up to 1.2 and 0.34, and among neighbours 0.02."""
+goes on, so that some answers jump. Of 200 IMDb reviews in int8: up to 1.2 and 0.31, and among neighbours 0.01."""
 
 
 def tolerance(precision: str, drops_tokens: bool) -> Tolerance:
@@ -262,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="Hugging Face checkpoint folder")
     parser.add_argument("--onnx", type=Path, required=True, help="ONNX file to check")
-    parser.add_argument("--precision", choices=sorted(TOLERANCES), required=True, help="whose tolerances hold")
+    parser.add_argument("--precision", choices=sorted(TOLERANCES), required=True, help="whose limits hold")
     parser.add_argument("--data", help="parquet or CSV file, folder or hub data set, instead of generated reviews")
     parser.add_argument("--num-reviews", type=positive, default=200, help="how many reviews (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the generated or drawn reviews (%(default)s)")

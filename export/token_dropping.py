@@ -20,8 +20,8 @@ lengths (int64[B, T] attention_mask) => (int64[1] width, int64[B, 1] num_tokens)
     num_tokens = ReduceSum <keepdims = 1> (attention_mask, axis)
 }
 """
-# Of one layer: Q tokens reach it, K leave its attention. Shares are rounded up as numbers with a fraction, less half a
-# percent: OpenVINO's division of integers rounds to the nearest.
+# Of one layer: Q tokens reach it, K are kept after its attention. Shares are rounded up as numbers with a fraction,
+# less half a percent, since OpenVINO's division of integers rounds to the nearest.
 _DROPPING = """
 dropping (
     int64[1] width, int64[B, 1] num_tokens, int64[B, Q] mask, float[B, H, Q, Q] weights, float[B, Q, D] context,
@@ -72,21 +72,22 @@ dropping (
 """
 
 
-def drop_tokens(model: onnx.ModelProto, dropping: Mapping[int, int]) -> onnx.ModelProto:
-    """Returns `model` (changed in place), fp32, that keeps `dropping` percent of a review's tokens from each layer on.
+def drop_tokens(model: onnx.ModelProto, kept_after: Mapping[int, int]) -> onnx.ModelProto:
+    """Returns `model` (changed in place), fp32, that keeps `kept_after` percent of a review's tokens after a layer.
 
     Raises:
-        ValueError: the graph has no such layer, or is not named as optimum names it.
+        ValueError: the graph has no such layer, or is not built and named as optimum does.
     """
-    if not dropping:
+    if not kept_after:
         return model
     makers = {name: node for node in model.graph.node for name in node.output}
+    mask = "attention_mask"
     try:
-        layers = {layer.context: layer for layer in (_Layer(number, makers) for number in dropping)}
+        layers = {layer.context: layer for layer in (_Layer(number, makers) for number in kept_after)}
+        # One for all layers: with one for each, those behind would go on with a mask of all tokens.
+        (is_padding,) = (n.output[0] for n in model.graph.node if n.op_type == "Equal" and mask in n.input)
     except KeyError as error:
         raise ValueError(f"the graph has no tensor {error}, expected one that optimum exported") from error
-    mask = "attention_mask"
-    is_padding = next(node.output[0] for node in model.graph.node if node.op_type == "Equal" and mask in node.input)
     nodes = _named(_LENGTHS, f"{_PREFIX}_lengths", {"attention_mask": mask})
     lengths = {name: f"{_PREFIX}_lengths_{name}" for name in ("width", "num_tokens")}
     renamed: dict[str, str] = {}
@@ -97,7 +98,7 @@ def drop_tokens(model: onnx.ModelProto, dropping: Mapping[int, int]) -> onnx.Mod
         if layer is None:
             continue
         prefix = f"{_PREFIX}_{layer.number}"
-        text = _DROPPING.replace("SHARE", str(dropping[layer.number] / 100))
+        text = _DROPPING.replace("SHARE", str(kept_after[layer.number] / 100))
         nodes.extend(_named(text, prefix, {**lengths, "mask": mask, **layer.inputs()}))
         mask = f"{prefix}_kept_mask"
         renamed |= {layer.context: f"{prefix}_kept_context", is_padding: f"{prefix}_is_padding"}
@@ -115,9 +116,7 @@ class _Layer:
         of_layer = f"/distilbert/transformer/layer.{number}"
         self.weights = makers[f"{of_layer}/attention/Softmax_output_0"].output[0]  # (B, H, Q, Q)
         self.residual = makers[f"{of_layer}/Add_output_0"]
-        self.place = next(
-            place for place, name in enumerate(self.residual.input) if not name.startswith(f"{of_layer}/")
-        )
+        (self.place,) = (place for place, name in enumerate(self.residual.input) if not name.startswith(f"{of_layer}/"))
         self.hidden = self.residual.input[self.place]  # (B, Q, D)
         self.context = makers[f"{of_layer}/attention/out_lin/MatMul_output_0"].input[0]  # (B, Q, D)
 
@@ -129,7 +128,7 @@ class _Layer:
 def choosing(model: onnx.ModelProto) -> list[str]:
     """Returns the names of the nodes that choose tokens, from query times key on.
 
-    They compare numbers, of which many are close, so these should not be rounded before.
+    They compare numbers, of which many are close, so these should not be rounded before or between.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     names = []
@@ -138,7 +137,7 @@ def choosing(model: onnx.ModelProto) -> list[str]:
             names.append(node.name)
         if node.name.startswith(_PREFIX) and node.name.endswith("received_heads"):
             selection = makers[makers[node.input[1]].input[0]]  # of the scores that are no padding's
-            names.append(makers[selection.input[2]].name)
+            names.extend([selection.name, makers[selection.input[2]].name])
     return names
 
 

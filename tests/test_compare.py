@@ -122,6 +122,18 @@ def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> N
     assert "make .venv-peer-ray/.ready" in here.missing(ray)
 
 
+def test_peers_do_not_run_a_checkpoint_that_they_would_read_as_another_model(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "litserve/bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    here = replace(default_machine(2), peers=tmp_path / "PEER", checkpoint=tmp_path)
+    (torch,) = chosen(["litserve-torch"])
+    for percent, expected in (([], ""), ([100, 50], "drops tokens (kept_percent in its config.json)")):
+        (tmp_path / "config.json").write_text(json.dumps({"kept_percent": percent}))
+        assert expected in here.missing(torch)
+    assert here.missing(torch)
+
+
 def test_batching_peers_share_the_cores_among_their_workers(tmp_path: Path) -> None:
     machine = replace(default_machine(4), peer_workers=2)
     one_by_one, batching = (machine.environ(s, (1, 2, 3), tmp_path) for s in chosen(["fastapi-torch", "ray-torch"]))

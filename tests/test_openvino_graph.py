@@ -79,12 +79,13 @@ def test_row_of_padding_alone_harms_nobody(files: dict[str, Path], tiny_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("is_int8", "flags", "expected"),
+    ("is_int8", "drops_tokens", "flags", "expected"),
     [
-        pytest.param(True, "avx512_vnni amx_tile amx_int8 amx_bf16", "bf16", id="int8 with tiles"),
-        pytest.param(True, "avx512_vnni avx512_bf16", "f32", id="int8 without tiles"),
-        pytest.param(False, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="fp32 stays fp32"),
+        pytest.param(True, False, "avx512_vnni amx_tile amx_int8 amx_bf16", "bf16", id="int8 with tiles"),
+        pytest.param(True, False, "avx512_vnni avx512_bf16", "f32", id="int8 without tiles"),
+        pytest.param(True, True, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="the choice of tokens stays fp32"),
+        pytest.param(False, False, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="fp32 stays fp32"),
     ],
 )
-def test_cpu_and_file_decide_the_precision(is_int8: bool, flags: str, expected: str) -> None:
-    assert precision(is_int8, flags.split()) == expected
+def test_cpu_and_file_decide_the_precision(is_int8: bool, drops_tokens: bool, flags: str, expected: str) -> None:
+    assert precision(is_int8, drops_tokens, flags.split()) == expected

@@ -13,16 +13,17 @@ import pytest
 import torch
 from exact import exact_session
 from onnx import TensorProto, helper
-from tiny_model import REVIEWS
+from tiny_model import REVIEWS, make_checkpoint
 from transformers import DistilBertForSequenceClassification
 
 from export import checkpoint as export_checkpoint
 from export import graph, parity, ragged
+from export import onnx as export_onnx
 from export.token_dropping import drop_tokens
 from model_repository.classifier.engine import OPENVINO, RUNTIMES, Engine
 from model_repository.classifier.fused_graph import fused
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
-from training.token_dropping import TokenDroppingClassifier, num_kept
+from training.token_dropping import TokenDroppingClassifier, most_attended, num_kept
 
 PERCENT = 40
 LABELS = ["negative", "positive"]
@@ -30,12 +31,24 @@ LABELS = ["negative", "positive"]
 
 @pytest.fixture(scope="module")
 def dropping(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint, of whose tokens 40 percent leave the first layer's attention."""
+    """The tiny checkpoint, of whose tokens 40 percent are kept after the first layer's attention."""
     folder = tmp_path_factory.mktemp("dropping") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "kept_percent": [PERCENT]}))
+    set_kept_percent(folder, [PERCENT])
     return folder
+
+
+@pytest.fixture(scope="module")
+def dropping_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of four layers that drops tokens in two of them, and goes on with what is left."""
+    folder = make_checkpoint(tmp_path_factory.mktemp("twice"), num_layers=4)
+    set_kept_percent(folder, [100, 60, 30])
+    return folder
+
+
+def set_kept_percent(checkpoint: Path, percent: list[int]) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "kept_percent": percent}))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,19 @@ def test_the_graph_passes_the_gate(files: dict[str, Path], dropping: Path) -> No
     assert parity.main([*arguments, "--num-reviews", "64"]) == 0
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES[1:])
+def test_tokens_are_dropped_twice_in_the_graph_as_in_torch(
+    dropping_twice: Path, tmp_path: Path, rows: list[list[int]], runtime: str
+) -> None:
+    (file,) = graph.build(dropping_twice, ["fp32"], tmp_path, LABELS).values()
+    mixed = with_short_ones(rows)
+    input_ids, attention_mask = pad(mixed)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    expected = torch_logits(TokenDroppingClassifier.from_pretrained(dropping_twice).eval(), mixed)
+    (logits,) = Engine(file, num_threads=1, runtime=runtime).run(["logits"], inputs)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+
+
 def test_half_precision_changes_which_tokens_go_on_in_few_reviews(
     files: dict[str, Path], dropping: Path, rows: list[list[int]]
 ) -> None:
@@ -129,6 +155,60 @@ def test_every_share_is_rounded_up(
     engine = Engine(tmp_path / "kept.onnx", num_threads=1, runtime=runtime)
     (kept,) = engine.run([mask], {"input_ids": input_ids, "attention_mask": attention_mask})
     assert kept.sum(axis=1).tolist() == [math.ceil(Fraction(length * percent, 100)) for length in range(1, 65)]
+
+
+def test_shares_are_not_rounded_to_half_precision(tiny_checkpoint: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    percent = 89  # of 9 tokens 8.01, in half precision 8
+    model = graph.to_fp16(drop_tokens(onnx.load(tiny_encoder), {0: percent}))
+    (mask,) = [node.output[0] for node in model.graph.node if node.name.endswith("kept_mask")]
+    model.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.INT64, ["batch", "kept"]))
+    onnx.save(model, tmp_path / "kept.onnx")
+    input_ids, attention_mask = pad([[2] * length for length in range(1, 65)])
+    (kept,) = exact_session(tmp_path / "kept.onnx").run(
+        [mask], {"input_ids": input_ids, "attention_mask": attention_mask}
+    )
+    assert kept.sum(axis=1).tolist() == [num_kept(length, percent) for length in range(1, 65)]
+
+
+def test_half_precision_rounds_nothing_between_scores_and_choice(files: dict[str, Path]) -> None:
+    model = onnx.load(files["fp16"])
+    makers = {name: node for node in model.graph.node for name in node.output}
+    (name,) = (node.input[0] for node in model.graph.node if node.op_type == "TopK")
+    behind, rounded = [name], []
+    while behind:
+        node = makers.get(behind.pop())
+        is_query_times_key = node is not None and node.op_type == "MatMul" and "received" not in node.name
+        if node is None or node.op_type == "Shape" or is_query_times_key:  # what is before these may be rounded
+            continue
+        behind.extend(node.input)
+        to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+        rounded += [node.name] if to == TensorProto.FLOAT16 else []
+    assert rounded == []
+
+
+def test_training_in_bf16_chooses_as_in_fp32() -> None:
+    query, key = torch.randn(2, 3, 2, 40, 16, generator=torch.Generator().manual_seed(0))  # (B, heads, T, a head's)
+    mask = torch.arange(40) < torch.tensor([[40], [25], [7]])
+    places = most_attended(query, key, mask, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(most_attended(query, key, mask, 20), places)
+
+
+@pytest.mark.parametrize(
+    ("percent", "message"),
+    [
+        ([50, 50], "kept_percent for 2 layers, expected fewer than the model's 2"),
+        ([0], "kept_percent [0], expected whole numbers of 1 to 100"),
+    ],
+)
+def test_a_configuration_written_by_hand_is_checked(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], percent: list[int], message: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    set_kept_percent(checkpoint, percent)
+    assert export_onnx.main(["--checkpoint", str(checkpoint), "--no-install"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_gate_notices_a_graph_that_drops_nothing(dropping: Path, tiny_onnx: Path) -> None:
@@ -160,6 +240,27 @@ def test_onnxruntimes_own_operators_give_the_same(files: dict[str, Path], rows: 
     input_ids, attention_mask = pad(rows)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     np.testing.assert_allclose(own.run(["logits"], inputs)[0], plain.run(["logits"], inputs)[0], atol=0.2)
+
+
+def test_onnxruntimes_own_operators_have_the_mask_of_what_is_kept(
+    dropping_twice: Path, tmp_path: Path, rows: list[list[int]]
+) -> None:
+    (file,) = graph.build(dropping_twice, ["int8"], tmp_path, LABELS).values()
+    rewritten, _ = fused(file)
+    assert sum(node.op_type == "If" for node in onnx.load_from_string(rewritten).graph.node) == 2
+    session = onnxruntime.InferenceSession(rewritten, providers=["CPUExecutionProvider"])
+    mixed = with_short_ones(rows)
+
+    def logits(rows: list[list[int]]) -> np.ndarray:
+        input_ids, attention_mask = pad(rows)
+        return session.run(["logits"], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
+
+    alone = np.concatenate([logits([row]) for row in mixed])
+    assert np.median(np.abs(logits(mixed) - alone)) < 1e-3, "rounding moves few, padding would move all short ones"
+
+
+def with_short_ones(rows: list[list[int]]) -> list[list[int]]:
+    return [*rows, *(row[:length] for row in rows for length in (1, 2, 3))]
 
 
 def test_openvino_gives_the_same(files: dict[str, Path], dropping: Path, rows: list[list[int]]) -> None:

@@ -20,8 +20,8 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-<>/&éüß中文�
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """Writes a random two-layer DistilBERT classifier with its tokenizer into `folder`; always the same one."""
+def make_checkpoint(folder: Path, num_layers: int = 2) -> Path:
+    """Writes a random DistilBERT classifier with its tokenizer into `folder`; always the same one."""
     words = {word for review in REVIEWS for word in review.lower().replace(",", "").split() if word.isalpha()}
     tokens = [*_SPECIAL_TOKENS, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS), *sorted(words)]
     vocabulary = list(dict.fromkeys(tokens))
@@ -37,7 +37,7 @@ def make_checkpoint(folder: Path) -> Path:
     config = DistilBertConfig(
         vocab_size=len(vocabulary),
         dim=32,
-        n_layers=2,
+        n_layers=num_layers,
         n_heads=2,
         hidden_dim=64,
         max_position_embeddings=MAX_LENGTH,

@@ -110,8 +110,8 @@ class Training(Optimisation):
     early_stopping_patience: int = Field(default=6, gt=0)
     """Evaluations without a lower validation loss after which training stops; never, if as many as there are."""
     kept_percent: list[Annotated[int, Field(ge=1, le=100)]] = []
-    """Percent of a review's tokens that leave the attention of the first layer, the second and so on, never more than
-    before (training.token_dropping); layers that are not named keep what reaches them, so none: nothing is dropped."""
+    """Percent of all a review's tokens that are kept after the attention of the first layer, the second and so on, not
+    more than before (training.token_dropping); layers that are not named keep what reaches them, and [] drops none."""
 
     @field_validator("kept_percent")
     @classmethod

@@ -2,7 +2,7 @@
 
 After a layer's attention a review goes on with [CLS] and the tokens that received most attention in it, summed over
 heads and queries, as in PoWER-BERT (Goyal et al. 2020, "PoWER-BERT: Accelerating BERT Inference via Progressive
-Word-vector Elimination"). How many is a share of the review's own tokens, so that an answer does not depend on the
+Word-vector Elimination"). How many is a share of all the review's own tokens, so that an answer does not depend on the
 padding beside it. The choice itself is not learnt; the layers learn to live with it when they are trained so.
 """
 
@@ -19,8 +19,22 @@ _Count = TypeVar("_Count", int, torch.Tensor)
 
 
 def kept_percent(config: DistilBertConfig) -> list[int]:
-    """Returns what share of a review's tokens leaves the attention of each layer, in percent; none: all, everywhere."""
-    return list(getattr(config, "kept_percent", None) or [])
+    """Returns what share of all a review's tokens is kept after the attention of layer 1, 2 and so on, in percent.
+
+    Layers that are not named keep what reaches them, so none: all tokens, everywhere.
+
+    Raises:
+        ValueError: shares that no model can have; training.config refuses them before.
+    """
+    percent = list(getattr(config, "kept_percent", None) or [])
+    if percent != sorted(percent, reverse=True) or not all(isinstance(p, int) and 0 < p <= 100 for p in percent):
+        raise ValueError(f"config.json has kept_percent {percent}, expected whole numbers of 1 to 100 that do not rise")
+    if len(percent) >= config.n_layers:
+        raise ValueError(
+            f"config.json has a kept_percent for {len(percent)} layers, expected fewer than the model's "
+            f"{config.n_layers}: what the last one keeps is [CLS] alone"
+        )
+    return percent
 
 
 def num_kept(num_tokens: _Count, percent: int) -> _Count:
@@ -28,10 +42,10 @@ def num_kept(num_tokens: _Count, percent: int) -> _Count:
     return (num_tokens * percent + 99) // 100
 
 
-def drops(percent: Sequence[int]) -> dict[int, int]:
-    """Returns the layers after whose attention tokens are dropped, and the percent that are left."""
+def kept_after(percent: Sequence[int]) -> dict[int, int]:
+    """Returns the layers, from 0 on, after whose attention tokens are dropped, and the percent kept."""
     before = [100, *percent]
-    return {layer: left for layer, left in enumerate(percent) if left < before[layer]}
+    return {layer: kept for layer, kept in enumerate(percent) if kept < before[layer]}
 
 
 def classifier_class(config: DistilBertConfig) -> type[DistilBertForSequenceClassification]:
@@ -49,18 +63,18 @@ class TokenDroppingClassifier(DistilBertForSequenceClassification):
         labels: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Returns `logits` (B, C) and, if there are `labels` (class ids), the loss."""
-        dropping = drops(kept_percent(self.config))
-        if not dropping:
+        kept = kept_after(kept_percent(self.config))
+        if not kept:
             return super().forward(input_ids, attention_mask, labels=labels)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self._encode(input_ids, mask.bool(), dropping)
+        hidden = self._encode(input_ids, mask.bool(), kept)
         pooled = torch.relu(self.pre_classifier(hidden[:, 0]))  # (B, dim)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
         loss: Any = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def _encode(self, input_ids: torch.Tensor, mask: torch.Tensor, dropping: dict[int, int]) -> torch.Tensor:
-        """Returns what is left of the reviews, (B, kept, dim), [CLS] first; `mask` (B, T) is true for tokens."""
+    def _encode(self, input_ids: torch.Tensor, mask: torch.Tensor, kept: dict[int, int]) -> torch.Tensor:
+        """Returns what is kept of the reviews, (B, kept, dim), [CLS] first; `mask` (B, T) is true for tokens."""
         num_tokens = mask.sum(dim=1, keepdim=True)  # (B, 1)
         hidden = self.distilbert.embeddings(input_ids)  # (B, T, dim)
         layers: Any = self.distilbert.transformer.layer
@@ -71,11 +85,11 @@ class TokenDroppingClassifier(DistilBertForSequenceClassification):
             context = scaled_dot_product_attention(query, key, value, mask[:, None, None, :], dropout_p=probability)
             answer = attention.out_lin(context.transpose(1, 2).flatten(2))  # (B, T, dim)
             attended = layer.sa_layer_norm(answer + hidden)
-            if number in dropping:
-                count = num_kept(input_ids.shape[1], dropping[number])
-                kept = _most_attended(query, key, mask, count)  # (B, count)
-                attended = attended.gather(1, kept[:, :, None].expand(-1, -1, attended.shape[2]))
-                mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, dropping[number])
+            if number in kept:
+                count = num_kept(input_ids.shape[1], kept[number])
+                places = most_attended(query, key, mask, count)  # (B, count)
+                attended = attended.gather(1, places[:, :, None].expand(-1, -1, attended.shape[2]))
+                mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, kept[number])
             hidden = layer.output_layer_norm(layer.ffn(attended) + attended)
         return hidden
 
@@ -87,10 +101,14 @@ def _heads(attention: MultiHeadSelfAttention, hidden: torch.Tensor) -> Iterator[
 
 
 @torch.no_grad()
-def _most_attended(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
-    """Returns the places (B, count) of [CLS] and then of the tokens that receive most attention, most first."""
-    scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5  # (B, heads, T, T)
-    weights = scores.float().masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=3)
-    received = mask[:, None, :].float() @ weights.sum(dim=1)  # (B, 1, T); padding attends to nothing
-    received[:, :, 0] = torch.inf
-    return received[:, 0].topk(count).indices
+def most_attended(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns the places (B, count) of [CLS] and then of the tokens that receive most attention, most first.
+
+    In fp32 whatever the training's precision: in bf16's 8 bits many would be equal, and others chosen than in serving.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.float() @ key.float().transpose(2, 3) / query.shape[3] ** 0.5  # (B, heads, T, T)
+        weights = scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(dim=3)
+        received = mask[:, None, :].float() @ weights.sum(dim=1)  # (B, 1, T); padding attends to nothing
+        received[:, :, 0] = torch.inf
+        return received[:, 0].topk(count).indices

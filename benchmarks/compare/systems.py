@@ -1,5 +1,6 @@
 """What is compared: for each system how it is started, asked and read."""
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,11 @@ class Machine:
                 f"{self.checkpoint} holds no checkpoint (model.safetensors): make the shipped model's with `python -m "
                 "export.checkpoint`, and name it with --checkpoint artefacts/shipped"
             )
+        if system.engine == "torch" and _drops_tokens(self.checkpoint):
+            return (
+                f"{self.checkpoint} drops tokens (kept_percent in its config.json), and transformers' own classes, "
+                "which the peers load, would keep all: name one that keeps all with --checkpoint"
+            )
         return ""
 
     def arguments(self, system: System, port: int) -> list[str]:
@@ -151,6 +157,11 @@ class Machine:
                 "PATH": f"{self.python(system).parent}:{os.environ.get('PATH', os.defpath)}",
             }
         )
+
+
+def _drops_tokens(checkpoint: Path) -> bool:
+    config = checkpoint / "config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("kept_percent"))
 
 
 def chosen(names: Sequence[str]) -> list[System]:

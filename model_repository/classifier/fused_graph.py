@@ -173,10 +173,12 @@ def _attention(graph: _Graph, softmax: NodeProto) -> tuple[NodeProto, NodeProto,
 
 def _mask_behind(graph: _Graph, row: str) -> str:
     """Returns what `export.quantized_graph` made `row` of; whatever else is added to scores has to stay."""
-    name = row
-    for op_type in ("Mul", "Sub", "Unsqueeze", "Cast"):
-        name = graph.maker(name, op_type).input[0]
-    return name
+    depth = graph.maker(row, "Mul")
+    sign = graph.maker(depth.input[0], "Sub")
+    if graph.constant(sign.input[1]) != 1 or graph.constant(depth.input[1]) < 1e4:
+        raise _OtherForm(row)
+    column = graph.maker(sign.input[0], "Unsqueeze")
+    return str(graph.maker(column.input[0], "Cast").input[0])
 
 
 def _before_quantising(graph: _Graph, name: str) -> str:
@@ -197,7 +199,7 @@ def _before_splitting(graph: _Graph, name: str, order: list[int]) -> tuple[str, 
 
 
 def _unpadded(graph: GraphProto) -> list[NodeProto]:
-    """Returns what says whether a batch has no padding."""
+    """Returns what says whether a batch has no padding; what is kept of it then has none, its width being a share."""
     graph.initializer.append(numpy_helper.from_array(np.array([0, 1], np.int64), "mask_dimensions"))
     least = helper.make_node("ReduceMin", [_MASK, "mask_dimensions"], ["least_of_mask"], keepdims=0)
     return [least, helper.make_node("Cast", ["least_of_mask"], [_UNPADDED], to=TensorProto.BOOL)]
