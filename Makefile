@@ -60,8 +60,8 @@ evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, 
 	@$(DEV_VENV)/bin/python -m training.evaluate --model-path $(MODEL) \
 	  $(if $(DATA),--data $(DATA),--examples "Amazing movie!" "Terrible film.")
 
-export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model (DATA=...)
-	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA))
+export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model (DATA=... EXPORT_ARGS="--install fp16")
+	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA)) $(EXPORT_ARGS)
 
 engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=folder)
 	@[ -z "$(DATA)" ] || [ -d "$(DATA)" ] || { echo "DATA=$(DATA) is no folder, expected one with train.* and test.*"; exit 2; }
