@@ -27,7 +27,7 @@ def kept_percent(config: DistilBertConfig) -> list[int]:
         ValueError: shares that no model can have; training.config refuses them before.
     """
     percent = list(getattr(config, "kept_percent", None) or [])
-    if percent != sorted(percent, reverse=True) or not all(isinstance(p, int) and 0 < p <= 100 for p in percent):
+    if not all(isinstance(p, int) and 0 < p <= 100 for p in percent) or percent != sorted(percent, reverse=True):
         raise ValueError(f"config.json has kept_percent {percent}, expected whole numbers of 1 to 100 that do not rise")
     if len(percent) >= config.n_layers:
         raise ValueError(
