@@ -45,6 +45,6 @@ def read_labels(checkpoint: Path) -> list[str]:
     try:
         kept_percent(config)
     except ValueError as error:
-        raise CheckpointError(f"{checkpoint}: {error}") from error
+        raise CheckpointError(f"{checkpoint}/config.json: {error}") from error
     id2label: dict[int, str] = config.id2label or {}
     return [id2label[index] for index in range(config.num_labels)]

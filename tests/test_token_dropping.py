@@ -197,8 +197,8 @@ def test_training_in_bf16_chooses_as_in_fp32() -> None:
 @pytest.mark.parametrize(
     ("percent", "message"),
     [
-        ([50, 50], "kept_percent for 2 layers, expected fewer than the model's 2"),
-        ([0], "kept_percent [0], expected whole numbers of 1 to 100"),
+        ([50, 50], "config.json: kept_percent names 2 layers, expected fewer than the model's 2"),
+        ([0], "config.json: kept_percent is [0], expected whole numbers of 1 to 100"),
     ],
 )
 def test_a_configuration_written_by_hand_is_checked(

@@ -24,15 +24,15 @@ def kept_percent(config: DistilBertConfig) -> list[int]:
     Layers that are not named keep what reaches them, so none: all tokens, everywhere.
 
     Raises:
-        ValueError: shares that no model can have; training.config refuses them before.
+        ValueError: shares that no model can have, or for layers that this one has not.
     """
     percent = list(getattr(config, "kept_percent", None) or [])
     if not all(isinstance(p, int) and 0 < p <= 100 for p in percent) or percent != sorted(percent, reverse=True):
-        raise ValueError(f"config.json has kept_percent {percent}, expected whole numbers of 1 to 100 that do not rise")
+        raise ValueError(f"kept_percent is {percent}, expected whole numbers of 1 to 100 that do not rise")
     if len(percent) >= config.n_layers:
         raise ValueError(
-            f"config.json has a kept_percent for {len(percent)} layers, expected fewer than the model's "
-            f"{config.n_layers}: what the last one keeps is [CLS] alone"
+            f"kept_percent names {len(percent)} layers, expected fewer than the model's {config.n_layers}: what the "
+            "last one keeps is [CLS] alone"
         )
     return percent
 

@@ -151,13 +151,12 @@ def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassifi
     model_config.label2id = {label: index for index, label in enumerate(labels)}
     model_config.dropout = config.training.dropout
     model_config.attention_dropout = config.training.attention_dropout
-    if len(config.training.kept_percent) >= model_config.n_layers:
-        raise ConfigError(
-            f"training.kept_percent names {len(config.training.kept_percent)} layers, expected fewer than the model's "
-            f"{model_config.n_layers}: what leaves the last one's attention is [CLS] alone"
-        )
     model_config.kept_percent = config.training.kept_percent  # the base's own is another run's
-    return _with_encoder(classifier_class(model_config), config.base, model_config)
+    try:
+        model_class = classifier_class(model_config)
+    except ValueError as error:
+        raise ConfigError(f"training.{error}") from error
+    return _with_encoder(model_class, config.base, model_config)
 
 
 def load_masked_lm(config: AdaptConfig, vocab_size: int) -> MaskedPositionsLM:
