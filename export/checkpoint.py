@@ -109,7 +109,8 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
     try:
         weights = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in graph.weights()}
         facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-        config = _config(weights, graph.head_dim(), facts["labels"], facts.get("kept_percent", []))
+        dropping = {name: facts[name] for name in ("kept_percent", "min_kept_tokens") if name in facts}
+        config = _config(weights, graph.head_dim(), facts["labels"], dropping)
         classifier = classifier_class(config)(config)
         classifier.load_state_dict(weights, strict=True)
     except (KeyError, RuntimeError) as error:  # RuntimeError: torch's of a parameter, Python's of a `next` without one
@@ -126,7 +127,7 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
 
 
 def _config(
-    weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[str], kept_percent: Sequence[int]
+    weights: dict[str, torch.Tensor], head_dim: int, labels: Sequence[str], dropping: dict[str, Any]
 ) -> DistilBertConfig:
     vocab_size, dim = weights["distilbert.embeddings.word_embeddings.weight"].shape
     layers = {name.split(".")[3] for name in weights if name.startswith("distilbert.transformer.layer.")}
@@ -140,7 +141,7 @@ def _config(
     }
     names = dict(enumerate(labels))
     ids = {label: index for index, label in names.items()}
-    return DistilBertConfig(**sizes, id2label=names, label2id=ids, kept_percent=list(kept_percent))
+    return DistilBertConfig(**sizes, id2label=names, label2id=ids, **dropping)
 
 
 def _parser() -> argparse.ArgumentParser:

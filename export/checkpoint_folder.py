@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import DistilBertConfig
 
-from training.token_dropping import kept_percent
+from training.token_dropping import kept_percent, min_kept_tokens
 
 NUM_LABELS = 2
 
@@ -44,6 +44,7 @@ def read_labels(checkpoint: Path) -> list[str]:
         )
     try:
         kept_percent(config)
+        min_kept_tokens(config)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint}/config.json: {error}") from error
     id2label: dict[int, str] = config.id2label or {}

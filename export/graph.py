@@ -31,7 +31,7 @@ from export.generated_reviews import generate
 from export.quantized_graph import rewrite
 from export.token_dropping import choosing, drop_tokens
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
-from training.token_dropping import kept_after, kept_percent
+from training.token_dropping import kept_after, kept_percent, min_kept_tokens
 
 Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 NUM_CALIBRATION_REVIEWS = 128
@@ -59,7 +59,7 @@ def export_encoder(checkpoint: Path, folder: Path) -> Path:
         no_post_process=True,
     )
     path = folder / "model.onnx"
-    graph = drop_tokens(onnx.load(path), kept_after(kept_percent(model.config)))
+    graph = drop_tokens(onnx.load(path), kept_after(kept_percent(model.config)), min_kept_tokens(model.config))
     for value in [*graph.graph.input, *graph.graph.output]:
         for dimension in value.type.tensor_type.shape.dim:
             dimension.dim_param = _AXES.get(dimension.dim_param, dimension.dim_param)
@@ -104,13 +104,14 @@ def metadata(checkpoint: Path) -> dict[str, str]:
     """Returns what travels in a file about its inputs, JSON by name.
 
     `vocab_size` and `max_tokens` are the rows of the tables that ids and their positions look up, since not every
-    runtime refuses what lies beyond; `kept_percent` says where tokens are dropped.
+    runtime refuses what lies beyond; `kept_percent` and `min_kept_tokens` say where and how many tokens are dropped.
     """
     config = DistilBertConfig.from_pretrained(checkpoint)
     facts = {
         "vocab_size": config.vocab_size,
         "max_tokens": config.max_position_embeddings,
         "kept_percent": kept_percent(config),
+        "min_kept_tokens": min_kept_tokens(config),
     }
     return {name: json.dumps(fact) for name, fact in facts.items()}
 

@@ -33,6 +33,7 @@ dropping (
     heads_and_queries = Constant <value_ints = [1, 2]> ()
     last_axis = Constant <value_ints = [-1]> ()
     share = Constant <value_floats = [SHARE]> ()
+    minimum = Constant <value_floats = [MINIMUM]> ()
     half_percent = Constant <value_floats = [0.005]> ()
     more_than_any = Constant <value_float = 10000.0> ()
 
@@ -40,11 +41,15 @@ dropping (
     width_share = Mul(width_number, share)
     width_below = Sub(width_share, half_percent)
     width_above = Ceil(width_below)
-    count = Cast <to = 7> (width_above)
+    width_least = Min(width_number, minimum)
+    width_kept = Max(width_above, width_least)
+    count = Cast <to = 7> (width_kept)
     tokens_number = Cast <to = 1> (num_tokens)
     tokens_share = Mul(tokens_number, share)
     tokens_below = Sub(tokens_share, half_percent)
-    num_kept = Ceil(tokens_below)
+    tokens_above = Ceil(tokens_below)
+    tokens_least = Min(tokens_number, minimum)
+    num_kept = Max(tokens_above, tokens_least)
 
     is_token = Cast <to = 1> (mask)
     queries = Unsqueeze(is_token, heads_and_queries)
@@ -72,8 +77,10 @@ dropping (
 """
 
 
-def drop_tokens(model: onnx.ModelProto, kept_after: Mapping[int, int]) -> onnx.ModelProto:
+def drop_tokens(model: onnx.ModelProto, kept_after: Mapping[int, int], min_kept_tokens: int) -> onnx.ModelProto:
     """Returns `model` (changed in place), fp32, that keeps `kept_after` percent of a review's tokens after a layer.
+
+    A review keeps at least `min_kept_tokens`, all if it has no more.
 
     Raises:
         ValueError: the graph has no such layer, or is not built and named as optimum does.
@@ -98,7 +105,8 @@ def drop_tokens(model: onnx.ModelProto, kept_after: Mapping[int, int]) -> onnx.M
         if layer is None:
             continue
         prefix = f"{_PREFIX}_{layer.number}"
-        text = _DROPPING.replace("SHARE", str(kept_after[layer.number] / 100))
+        share, minimum = kept_after[layer.number] / 100, float(min_kept_tokens)
+        text = _DROPPING.replace("SHARE", str(share)).replace("MINIMUM", str(minimum))
         nodes.extend(_named(text, prefix, {**lengths, "mask": mask, **layer.inputs()}))
         mask = f"{prefix}_kept_mask"
         renamed |= {layer.context: f"{prefix}_kept_context", is_padding: f"{prefix}_is_padding"}

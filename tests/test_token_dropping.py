@@ -26,6 +26,8 @@ from model_repository.tokenizer.review_text import ReviewEncoder, pad
 from training.token_dropping import TokenDroppingClassifier, most_attended, num_kept
 
 PERCENT = 40
+MINIMUM = 6
+"""Tokens that the checkpoint of four layers keeps at least."""
 LABELS = ["negative", "positive"]
 
 
@@ -34,21 +36,22 @@ def dropping(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The tiny checkpoint, of whose tokens 40 percent are kept after the first layer's attention."""
     folder = tmp_path_factory.mktemp("dropping") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
-    set_kept_percent(folder, [PERCENT])
+    set_dropping(folder, [PERCENT])
     return folder
 
 
 @pytest.fixture(scope="module")
 def dropping_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of four layers that drops tokens in two of them, and goes on with what is left."""
+    """A checkpoint of four layers that drops tokens in two of them, down to a minimum."""
     folder = make_checkpoint(tmp_path_factory.mktemp("twice"), num_layers=4)
-    set_kept_percent(folder, [100, 60, 30])
+    set_dropping(folder, [100, 60, 30], MINIMUM)
     return folder
 
 
-def set_kept_percent(checkpoint: Path, percent: list[int]) -> None:
+def set_dropping(checkpoint: Path, percent: list[int], minimum: int = 0) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "kept_percent": percent}))
+    config |= {"kept_percent": percent, "min_kept_tokens": minimum}
+    (checkpoint / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def by_hand(model: DistilBertForSequenceClassification, row: list[int]) -> np.nd
         answer, weights = first.attention(embedded, embedded, embedded, torch.ones_like(ids), output_attentions=True)
         received = weights[0].sum(dim=(0, 1))
         others = sorted(range(1, len(row)), key=lambda place: -received[place])
-        places = [0, *others[: num_kept(len(row), PERCENT) - 1]]
+        places = [0, *others[: math.ceil(Fraction(len(row) * PERCENT, 100)) - 1]]
         attended = first.sa_layer_norm(answer + embedded)[:, places]
         hidden = first.output_layer_norm(first.ffn(attended) + attended)
         hidden = second(hidden, torch.ones(1, len(places)))[-1]
@@ -142,11 +145,13 @@ def test_half_precision_changes_which_tokens_go_on_in_few_reviews(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES[1:])
-@pytest.mark.parametrize("percent", [1, 7, 25, 29, 50, 58, 99])
-def test_every_share_is_rounded_up(
-    tiny_checkpoint: Path, tiny_encoder: Path, tmp_path: Path, runtime: str, percent: int
+@pytest.mark.parametrize(
+    ("percent", "minimum"), [(1, 0), (7, 0), (25, 0), (29, 0), (50, 0), (58, 0), (99, 0), (25, 10), (1, 100)]
+)
+def test_every_share_is_rounded_up_and_no_less_than_the_minimum(
+    tiny_checkpoint: Path, tiny_encoder: Path, tmp_path: Path, runtime: str, percent: int, minimum: int
 ) -> None:
-    model = drop_tokens(onnx.load(tiny_encoder), {0: percent})
+    model = drop_tokens(onnx.load(tiny_encoder), {0: percent}, minimum)
     (mask,) = [node.output[0] for node in model.graph.node if node.name.endswith("kept_mask")]
     model = graph.append_head(model, LABELS, graph.metadata(tiny_checkpoint))
     model.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.INT64, ["batch", "kept"]))
@@ -154,12 +159,16 @@ def test_every_share_is_rounded_up(
     input_ids, attention_mask = pad([[2] * length for length in range(1, 65)])
     engine = Engine(tmp_path / "kept.onnx", num_threads=1, runtime=runtime)
     (kept,) = engine.run([mask], {"input_ids": input_ids, "attention_mask": attention_mask})
-    assert kept.sum(axis=1).tolist() == [math.ceil(Fraction(length * percent, 100)) for length in range(1, 65)]
+    shares = {length: math.ceil(Fraction(length * percent, 100)) for length in range(1, 65)}
+    expected = [share if share >= minimum else min(length, minimum) for length, share in shares.items()]
+    assert kept.sum(axis=1).tolist() == expected
+    assert [num_kept(length, percent, minimum) for length in shares] == expected
+    assert num_kept(torch.tensor(list(shares)), percent, minimum).tolist() == expected
 
 
 def test_shares_are_not_rounded_to_half_precision(tiny_checkpoint: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     percent = 89  # of 9 tokens 8.01, in half precision 8
-    model = graph.to_fp16(drop_tokens(onnx.load(tiny_encoder), {0: percent}))
+    model = graph.to_fp16(drop_tokens(onnx.load(tiny_encoder), {0: percent}, 0))
     (mask,) = [node.output[0] for node in model.graph.node if node.name.endswith("kept_mask")]
     model.graph.output.append(helper.make_tensor_value_info(mask, TensorProto.INT64, ["batch", "kept"]))
     onnx.save(model, tmp_path / "kept.onnx")
@@ -167,7 +176,7 @@ def test_shares_are_not_rounded_to_half_precision(tiny_checkpoint: Path, tiny_en
     (kept,) = exact_session(tmp_path / "kept.onnx").run(
         [mask], {"input_ids": input_ids, "attention_mask": attention_mask}
     )
-    assert kept.sum(axis=1).tolist() == [num_kept(length, percent) for length in range(1, 65)]
+    assert kept.sum(axis=1).tolist() == [num_kept(length, percent, 0) for length in range(1, 65)]
 
 
 def test_half_precision_rounds_nothing_between_scores_and_choice(files: dict[str, Path]) -> None:
@@ -195,18 +204,24 @@ def test_training_in_bf16_chooses_as_in_fp32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("percent", "message"),
+    ("percent", "minimum", "message"),
     [
-        ([50, 50], "config.json: kept_percent names 2 layers, expected fewer than the model's 2"),
-        ([0], "config.json: kept_percent is [0], expected whole numbers of 1 to 100"),
+        ([50, 50], 0, "config.json: kept_percent names 2 layers, expected fewer than the model's 2"),
+        ([0], 0, "config.json: kept_percent is [0], expected whole numbers of 1 to 100"),
+        ([50], -1, "config.json: min_kept_tokens is -1, expected a whole number, 0 or more"),
     ],
 )
 def test_a_configuration_written_by_hand_is_checked(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], percent: list[int], message: str
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    percent: list[int],
+    minimum: int,
+    message: str,
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
-    set_kept_percent(checkpoint, percent)
+    set_dropping(checkpoint, percent, minimum)
     assert export_onnx.main(["--checkpoint", str(checkpoint), "--no-install"]) == 2
     assert message in capsys.readouterr().err
 
@@ -271,9 +286,22 @@ def test_openvino_gives_the_same(files: dict[str, Path], dropping: Path, rows: l
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
-def test_a_checkpoint_made_from_the_file_drops_as_much(files: dict[str, Path], dropping: Path, tmp_path: Path) -> None:
-    export_checkpoint.restore(files["int8"], dropping / "tokenizer.json", tmp_path)
-    assert TokenDroppingClassifier.from_pretrained(tmp_path).config.kept_percent == [PERCENT]
+def test_a_checkpoint_made_from_the_file_drops_as_much(dropping_twice: Path, tmp_path: Path) -> None:
+    (file,) = graph.build(dropping_twice, ["int8"], tmp_path, LABELS).values()
+    export_checkpoint.restore(file, dropping_twice / "tokenizer.json", tmp_path / "restored")
+    config = TokenDroppingClassifier.from_pretrained(tmp_path / "restored").config
+    assert (config.kept_percent, config.min_kept_tokens) == ([100, 60, 30], MINIMUM)
+
+
+def test_a_text_of_the_minimum_or_less_keeps_all_its_tokens(dropping_twice: Path, rows: list[list[int]]) -> None:
+    model = TokenDroppingClassifier.from_pretrained(dropping_twice).eval()
+    plain = DistilBertForSequenceClassification.from_pretrained(dropping_twice).eval()
+    for length in (1, MINIMUM, MINIMUM + 3):
+        cut = [row[:length] for row in rows]
+        with torch.inference_mode():
+            all_tokens = plain(*map(torch.from_numpy, pad(cut))).logits.numpy()
+        same = np.abs(torch_logits(model, cut) - all_tokens).max() < 1e-4
+        assert same == (length <= MINIMUM)
 
 
 def test_the_ragged_graph_refuses_it(dropping: Path, capsys: pytest.CaptureFixture[str]) -> None:

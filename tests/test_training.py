@@ -55,9 +55,11 @@ def test_smoke_learns_its_reviews(artefacts: Path) -> None:
 
 
 def test_a_model_can_learn_to_drop_tokens(tmp_path: Path) -> None:
-    assert run_smoke(tmp_path, "-o", "training.kept_percent=[60]", "-o", "name=dropping") == 0
+    dropping = ("-o", "training.kept_percent=[60]", "-o", "training.min_kept_tokens=4")
+    assert run_smoke(tmp_path, *dropping, "-o", "name=dropping") == 0
     run = tmp_path / "dropping"
-    assert AutoConfig.from_pretrained(run).kept_percent == [60]
+    config = AutoConfig.from_pretrained(run)
+    assert (config.kept_percent, config.min_kept_tokens) == ([60], 4)
     assert json.loads((run / "metrics_test.json").read_text())["accuracy"] >= 0.9
 
 

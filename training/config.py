@@ -112,6 +112,8 @@ class Training(Optimisation):
     kept_percent: list[Annotated[int, Field(ge=1, le=100)]] = []
     """Percent of all a review's tokens that are kept after the attention of the first layer, the second and so on, not
     more than before (training.token_dropping); layers that are not named keep what reaches them, and [] drops none."""
+    min_kept_tokens: int = Field(default=0, ge=0)
+    """Tokens that a review keeps at least, all if it has no more, whatever `kept_percent` says."""
 
     @field_validator("kept_percent")
     @classmethod

@@ -3,7 +3,8 @@
 After a layer's attention a review goes on with [CLS] and the tokens that received most attention in it, summed over
 heads and queries, as in PoWER-BERT (Goyal et al. 2020, "PoWER-BERT: Accelerating BERT Inference via Progressive
 Word-vector Elimination"). How many is a share of all the review's own tokens, so that an answer does not depend on the
-padding beside it. The choice itself is not learnt; the layers learn to live with it when they are trained so.
+padding beside it, but not fewer than a minimum: a short text has little time to gain, and each of its words counts. The
+choice itself is not learnt; the layers learn to live with it when they are trained so.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,9 +38,24 @@ def kept_percent(config: DistilBertConfig) -> list[int]:
     return percent
 
 
-def num_kept(num_tokens: _Count, percent: int) -> _Count:
-    """Returns how many of `num_tokens` are `percent`, rounded up."""
-    return (num_tokens * percent + 99) // 100
+def min_kept_tokens(config: DistilBertConfig) -> int:
+    """Returns how many tokens a review keeps at least, all if it has no more.
+
+    Raises:
+        ValueError: it is no number of tokens.
+    """
+    minimum = getattr(config, "min_kept_tokens", 0)
+    if not isinstance(minimum, int) or minimum < 0:
+        raise ValueError(f"min_kept_tokens is {minimum}, expected a whole number, 0 or more")
+    return minimum
+
+
+def num_kept(num_tokens: _Count, percent: int, minimum: int) -> _Count:
+    """Returns how many of `num_tokens` go on: `percent`, rounded up, but at least `minimum`, or all of fewer."""
+    share = (num_tokens * percent + 99) // 100
+    if isinstance(num_tokens, int):
+        return max(share, min(num_tokens, minimum))
+    return torch.maximum(share, num_tokens.clamp(max=minimum))
 
 
 def kept_after(percent: Sequence[int]) -> dict[int, int]:
@@ -54,7 +70,10 @@ def classifier_class(config: DistilBertConfig) -> type[DistilBertForSequenceClas
 
 
 class TokenDroppingClassifier(DistilBertForSequenceClassification):
-    """The classifier, with or without dropping: `kept_percent` in its configuration decides. B reviews, T tokens."""
+    """The classifier, with or without dropping, as `kept_percent` and `min_kept_tokens` in its configuration have it.
+
+    B reviews, T tokens.
+    """
 
     def forward(
         self,
@@ -76,6 +95,7 @@ class TokenDroppingClassifier(DistilBertForSequenceClassification):
     def _encode(self, input_ids: torch.Tensor, mask: torch.Tensor, kept: dict[int, int]) -> torch.Tensor:
         """Returns what is kept of the reviews, (B, kept, dim), [CLS] first; `mask` (B, T) is true for tokens."""
         num_tokens = mask.sum(dim=1, keepdim=True)  # (B, 1)
+        minimum = min_kept_tokens(self.config)
         hidden = self.distilbert.embeddings(input_ids)  # (B, T, dim)
         layers: Any = self.distilbert.transformer.layer
         for number, layer in enumerate(layers):
@@ -86,10 +106,10 @@ class TokenDroppingClassifier(DistilBertForSequenceClassification):
             answer = attention.out_lin(context.transpose(1, 2).flatten(2))  # (B, T, dim)
             attended = layer.sa_layer_norm(answer + hidden)
             if number in kept:
-                count = num_kept(input_ids.shape[1], kept[number])
+                count = num_kept(input_ids.shape[1], kept[number], minimum)
                 places = most_attended(query, key, mask, count)  # (B, count)
                 attended = attended.gather(1, places[:, :, None].expand(-1, -1, attended.shape[2]))
-                mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, kept[number])
+                mask = torch.arange(count, device=mask.device) < num_kept(num_tokens, kept[number], minimum)
             hidden = layer.output_layer_norm(layer.ffn(attended) + attended)
         return hidden
 

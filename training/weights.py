@@ -152,6 +152,7 @@ def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassifi
     model_config.dropout = config.training.dropout
     model_config.attention_dropout = config.training.attention_dropout
     model_config.kept_percent = config.training.kept_percent  # the base's own is another run's
+    model_config.min_kept_tokens = config.training.min_kept_tokens
     try:
         model_class = classifier_class(model_config)
     except ValueError as error:
