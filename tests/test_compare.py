@@ -122,16 +122,16 @@ def test_missing_checkpoint_and_environment_say_what_to_run(tmp_path: Path) -> N
     assert "make .venv-peer-ray/.ready" in here.missing(ray)
 
 
-def test_peers_do_not_run_a_checkpoint_that_they_would_read_as_another_model(tmp_path: Path) -> None:
-    for name in ("model.safetensors", "litserve/bin/python"):
+def test_torch_drops_tokens_where_the_checkpoint_does(tmp_path: Path) -> None:
+    for name in ("model.safetensors", "fastapi/bin/python"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     here = replace(default_machine(2), peers=tmp_path / "PEER", checkpoint=tmp_path)
-    (torch,) = chosen(["litserve-torch"])
-    for percent, expected in (([], ""), ([100, 50], "drops tokens (kept_percent in its config.json)")):
+    keeping, dropping = chosen(["fastapi-torch", "fastapi-torch-dropping"])
+    for percent in ([], [100, 50]):
         (tmp_path / "config.json").write_text(json.dumps({"kept_percent": percent}))
-        assert expected in here.missing(torch)
-    assert here.missing(torch)
+        assert here.missing(keeping) == ""
+        assert ("drops no tokens" in here.missing(dropping)) == (not percent)
 
 
 def test_batching_peers_share_the_cores_among_their_workers(tmp_path: Path) -> None:

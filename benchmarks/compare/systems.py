@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from benchmarks.compare.plan import LIMIT_S
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVICE, SERVICE_GRPC, FASTAPI, FASTAPI_SHIPPED = "service", "service-grpc", "fastapi-torch", "fastapi-shipped"
+FASTAPI_DROPPING = "fastapi-torch-dropping"
+EngineName: TypeAlias = Literal["torch", "torch-dropping", "shipped"]
+"""torch: as transformers loads a checkpoint, so with all tokens; torch-dropping: with those alone that it keeps."""
 TEXT = "$TEXT"
 """Stands for the review in the body of a request."""
 _NO_REPORTS = {
@@ -33,7 +36,7 @@ class System:
     title: str
     environment: str
     """`serve`, or the peer of benchmarks/peers/requirements-<peer>.txt."""
-    engine: Literal["torch", "shipped"]
+    engine: EngineName
     command: tuple[str, ...]
     """After the environment's python; PORT stands for the port."""
     path: str
@@ -52,18 +55,18 @@ class System:
         return self.environment == "serve"
 
 
-def _peer(name: str, title: str, engine: Literal["torch", "shipped"], module: str, path: str) -> System:
+def _peer(name: str, title: str, engine: EngineName, module: str, path: str) -> System:
     command = ("-m", f"benchmarks.peers.{module}", "--port", "PORT")
     return System(f"{name}-{engine}", title, name, engine, command, path)
 
 
-def _fastapi(engine: Literal["torch", "shipped"], title: str) -> System:
+def _fastapi(engine: EngineName, title: str) -> System:
     command = ("-m", "uvicorn", "benchmarks.peers.fastapi_app:app", "--host", "127.0.0.1", "--port", "PORT")
     quiet = ("--no-access-log", "--log-level", "warning")
     return System(f"fastapi-{engine}", title, "fastapi", engine, (*command, *quiet), "/classify", batching=False)
 
 
-def _bentoml(engine: Literal["torch", "shipped"]) -> System:
+def _bentoml(engine: EngineName) -> System:
     app = ("serve", "benchmarks.peers.bentoml_app:Sentiment", "--host", "127.0.0.1", "--port", "PORT")
     return System(
         f"bentoml-{engine}",
@@ -82,6 +85,7 @@ SYSTEMS: tuple[System, ...] = (
     System(SERVICE, "this service, HTTP", "serve", "shipped", ("serve.py",), "/v2/models/sentiment/generate"),
     System(SERVICE_GRPC, "this service, gRPC", "serve", "shipped", ("serve.py",), "", protocol="grpc"),
     _fastapi("torch", "transformers pipeline, FastAPI"),
+    _fastapi("torch-dropping", "transformers pipeline, FastAPI, dropping tokens"),
     _fastapi("shipped", "FastAPI, one by one"),
     _peer("litserve", "LitServe, batching", "torch", "litserve_app", "/predict"),
     _peer("ray", "Ray Serve, @serve.batch", "torch", "ray_app", "/"),
@@ -116,16 +120,13 @@ class Machine:
         if not self.python(system).exists():
             target = "make serve" if system.is_service else f"make .venv-peer-{system.environment}/.ready"
             return f"{self.python(system)} is missing: run `{target}`"
-        if system.engine == "torch" and not (self.checkpoint / "model.safetensors").exists():
+        if system.engine != "shipped" and not (self.checkpoint / "model.safetensors").exists():
             return (
                 f"{self.checkpoint} holds no checkpoint (model.safetensors): make the shipped model's with `python -m "
                 "export.checkpoint`, and name it with --checkpoint artefacts/shipped"
             )
-        if system.engine == "torch" and _drops_tokens(self.checkpoint):
-            return (
-                f"{self.checkpoint} drops tokens (kept_percent in its config.json), and transformers' own classes, "
-                "which the peers load, would keep all: name one that keeps all with --checkpoint"
-            )
+        if system.engine == "torch-dropping" and not _drops_tokens(self.checkpoint):
+            return f"{self.checkpoint} drops no tokens (kept_percent in its config.json), so that {FASTAPI} is the same"
         return ""
 
     def arguments(self, system: System, port: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.compare.measure import LONG_TOKENS, SHORT_TOKENS
 from benchmarks.compare.plan import PROMISE
 from benchmarks.compare.results import Comparison, Spread, SystemResult
-from benchmarks.compare.systems import FASTAPI, FASTAPI_SHIPPED, SERVICE, SERVICE_GRPC
+from benchmarks.compare.systems import FASTAPI, FASTAPI_DROPPING, FASTAPI_SHIPPED, SERVICE, SERVICE_GRPC
 from benchmarks.triton_metrics import PHASES
 
 MAX_GENERATOR_CORES = 0.85
@@ -63,8 +63,7 @@ def _against_peers(comparison: Comparison) -> Iterator[Aim]:
         no_batching_peers = (SERVICE, SERVICE_GRPC, FASTAPI_SHIPPED)
         same = [r for r in systems.values() if r.engine == "shipped" and r.name not in no_batching_peers]
         what = f"sustained rate, {own.title}, over"
-        if FASTAPI in systems:
-            fastapi = systems[FASTAPI]
+        for fastapi in (systems[peer] for peer in (FASTAPI, FASTAPI_DROPPING) if peer in systems):
             yield Aim(f"{what} {fastapi.title}", own.sustained_per_s.over(fastapi.sustained_at_most_per_s), 6, True)
         if torch:
             yield Aim(f"{what} the best batching peer with torch", own.sustained_per_s.over(best(torch)), 2, True)

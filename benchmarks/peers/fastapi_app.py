@@ -28,7 +28,7 @@ class Review(BaseModel):
 @asynccontextmanager
 async def lifespan(application: FastAPI) -> AsyncIterator[None]:
     """Loads the model before the first request."""
-    application.state.classify = model.pipeline() if model.engine() == "torch" else model.load()
+    application.state.classify = model.load() if model.engine() == "shipped" else model.pipeline()
     with ThreadPoolExecutor(max_workers=1) as thread:
         application.state.thread = thread
         yield

@@ -2,16 +2,20 @@
 
 Frameworks start their workers each in their own way, so that settings travel in environment variables:
 
-    PEER_ENGINE       torch | shipped
+    PEER_ENGINE       torch | torch-dropping | shipped
     PEER_CHECKPOINT   folder of the checkpoint, for torch
     PEER_WORKERS      workers of a batching peer, each with a model of its own
     PEER_THREADS      threads that inference may use in each of them
+
+With torch the checkpoint is what transformers' own classes make of it. These know nothing of dropping tokens and keep
+all, so that a checkpoint which drops some does the whole work there; torch-dropping, of the pipeline alone, drops them.
 
 Every answer is {"label": "negative" | "positive", "score": its probability}.
 """
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from typing_extensions import TypedDict  # pydantic refuses the one of typing below Python 3.12
 
@@ -36,10 +40,10 @@ Classify = Callable[[Sequence[str]], list[Answer]]
 
 
 def engine() -> str:
-    """Returns $PEER_ENGINE; raises ValueError for another one than torch and shipped."""
+    """Returns $PEER_ENGINE; raises ValueError for another one than those above."""
     name = os.environ.get("PEER_ENGINE", "")
-    if name not in ("torch", "shipped"):
-        raise ValueError(f"PEER_ENGINE is {name!r}, expected torch or shipped")
+    if name not in ("torch", "torch-dropping", "shipped"):
+        raise ValueError(f"PEER_ENGINE is {name!r}, expected torch, torch-dropping or shipped")
     return name
 
 
@@ -67,7 +71,13 @@ def pipeline() -> Classify:
     import transformers
 
     torch.set_num_threads(num_threads())
-    pipe = transformers.pipeline("text-classification", model=os.environ["PEER_CHECKPOINT"], truncation=True)
+    folder = os.environ["PEER_CHECKPOINT"]
+    model: Any = folder
+    if engine() == "torch-dropping":
+        from training.token_dropping import TokenDroppingClassifier
+
+        model = TokenDroppingClassifier.from_pretrained(folder)
+    pipe = transformers.pipeline("text-classification", model=model, tokenizer=folder, truncation=True)
 
     def classify(reviews: Sequence[str]) -> list[Answer]:
         return [Answer(label=a["label"], score=a["score"]) for a in pipe([clean(review) for review in reviews])]
