@@ -78,13 +78,16 @@ def test_the_installed_file_is_rewritten_as_well(installed: Path) -> None:
 @pytest.mark.parametrize("padding", [0, 3])
 def test_answers_stay(installed: Path, reviews: list[list[int]], padding: int) -> None:
     engine = Engine(installed, num_threads=1, runtime=ONNXRUNTIME)
+    differences = []
     for row in reviews:
         inputs = batch([row], len(row) + padding)
         logits, labels = engine.run(OUTPUTS, inputs)
         expected, expected_labels = plain(installed, inputs)
-        # Scores that were int8 are fp32 here, and GELU is an approximation.
-        np.testing.assert_allclose(logits, expected, atol=0.2)
+        differences.append(np.abs(logits - expected).max())
         assert labels.tolist() == expected_labels.tolist()
+    # Scores that were int8 are fp32 here, and GELU is an approximation; that may change which tokens a review keeps.
+    assert np.median(differences) <= 0.05
+    assert max(differences) <= 0.4
 
 
 def test_neighbours_change_no_answer(installed: Path, reviews: list[list[int]]) -> None:
