@@ -90,9 +90,9 @@ PEER_ENVIRONMENTS := $(PEERS:%=.venv-peer-%/.ready)
 	@.venv-peer-$*/bin/pip install --quiet -r benchmarks/peers/requirements-$*.txt
 	@touch $@
 
-# The torch peers need a checkpoint: CHECKPOINT if it is named or there, else one made from the shipped model.
+# The torch peers need a checkpoint: CHECKPOINT if it is named, else one made from the shipped model.
 SHIPPED := artefacts/shipped
-PEER_CHECKPOINT := $(if $(filter-out file,$(origin CHECKPOINT))$(wildcard $(CHECKPOINT)/model.safetensors),$(CHECKPOINT),$(SHIPPED))
+PEER_CHECKPOINT := $(if $(filter-out file,$(origin CHECKPOINT)),$(CHECKPOINT),$(SHIPPED))
 
 $(SHIPPED)/model.safetensors: model_repository/classifier/1/model.onnx | $(DEV_VENV)/.ready
 	@echo "Making $(SHIPPED) from the shipped model ..."

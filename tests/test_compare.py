@@ -175,6 +175,22 @@ def test_a_peer_that_does_not_batch_is_not_what_the_same_engine_is_measured_by(c
     )
 
 
+def test_the_pipeline_is_an_aim_with_all_tokens_and_with_those_that_are_served(comparison: Comparison) -> None:
+    peer = comparison.systems["litserve-torch"]
+    keeping, dropping = (
+        replace(peer, name=name, title=name, engine=engine, sustained_at_most_per_s=Spread((per_s,) * 2))
+        for name, engine, per_s in (
+            ("fastapi-torch", "torch", 2.0),
+            ("fastapi-torch-dropping", "torch-dropping", 4.0),
+        )
+    )
+    both = replace(comparison, systems={**comparison.systems, keeping.name: keeping, dropping.name: dropping})
+    report = table.markdown(both)
+    assert "HTTP, over fastapi-torch | 10.000 (10.000..10.000) | at least 6 | yes" in report
+    assert "HTTP, over fastapi-torch-dropping | 5.000 (5.000..5.000) | at least 6 | **no**" in report
+    assert "the best batching peer with torch | 4.000" in report, "as before: neither merges reviews"
+
+
 def test_a_folder_that_is_no_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run.json, expected a results folder of `make bench-compare`"):
         results.read(tmp_path)

@@ -11,20 +11,24 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import yaml
 from exact import exact_session
 from onnx import TensorProto, helper
 from tiny_model import REVIEWS, make_checkpoint
 from transformers import DistilBertForSequenceClassification
 
+from benchmarks.peers import model as peer
 from export import checkpoint as export_checkpoint
 from export import graph, parity, ragged
 from export import onnx as export_onnx
+from export.repository import MODEL_FILE, REPOSITORY, manifest_path
 from export.token_dropping import drop_tokens
 from model_repository.classifier.engine import OPENVINO, RUNTIMES, Engine
 from model_repository.classifier.fused_graph import fused
 from model_repository.tokenizer.review_text import ReviewEncoder, pad
 from training.token_dropping import TokenDroppingClassifier, most_attended, num_kept
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 PERCENT = 40
 MINIMUM = 6
 """Tokens that the checkpoint of four layers keeps at least."""
@@ -101,11 +105,15 @@ def test_the_tokens_with_most_attention_go_on(dropping: Path, rows: list[list[in
     assert np.abs(torch_logits(model, rows) - all_tokens).max() > 0.01, "dropping changed nothing here"
 
 
-def test_an_answer_does_not_depend_on_the_padding_beside_it(dropping: Path, rows: list[list[int]]) -> None:
-    model = TokenDroppingClassifier.from_pretrained(dropping).eval()
-    alone = np.concatenate([torch_logits(model, [row]) for row in rows])
-    assert len({len(row) for row in rows}) > 1
-    np.testing.assert_allclose(torch_logits(model, rows), alone, atol=1e-4)
+@pytest.mark.parametrize("checkpoint", ["dropping", "dropping_twice"])
+def test_an_answer_does_not_depend_on_the_padding_beside_it(
+    request: pytest.FixtureRequest, checkpoint: str, rows: list[list[int]]
+) -> None:
+    model = TokenDroppingClassifier.from_pretrained(request.getfixturevalue(checkpoint)).eval()
+    mixed = with_short_ones(rows)
+    alone = np.concatenate([torch_logits(model, [row]) for row in mixed])
+    assert len({len(row) for row in mixed}) > 1
+    np.testing.assert_allclose(torch_logits(model, mixed), alone, atol=1e-4)
 
 
 def test_without_the_key_it_is_the_library_s_model(tiny_checkpoint: Path, rows: list[list[int]]) -> None:
@@ -262,7 +270,7 @@ def test_onnxruntimes_own_operators_have_the_mask_of_what_is_kept(
 ) -> None:
     (file,) = graph.build(dropping_twice, ["int8"], tmp_path, LABELS).values()
     rewritten, _ = fused(file)
-    assert sum(node.op_type == "If" for node in onnx.load_from_string(rewritten).graph.node) == 2
+    assert sum(node.op_type == "If" for node in onnx.load_from_string(rewritten).graph.node) == 4
     session = onnxruntime.InferenceSession(rewritten, providers=["CPUExecutionProvider"])
     mixed = with_short_ones(rows)
 
@@ -272,6 +280,31 @@ def test_onnxruntimes_own_operators_have_the_mask_of_what_is_kept(
 
     alone = np.concatenate([logits([row]) for row in mixed])
     assert np.median(np.abs(logits(mixed) - alone)) < 1e-3, "rounding moves few, padding would move all short ones"
+
+
+def test_narrow_batches_have_onnxruntimes_own_attention_everywhere(
+    dropping_twice: Path, tmp_path: Path, rows: list[list[int]]
+) -> None:
+    (file,) = graph.build(dropping_twice, ["int8"], tmp_path, LABELS).values()
+    model = onnx.load_from_string(fused(file)[0])
+    chosen = 0
+    for node in model.graph.node:
+        if node.op_type == "If" and node.input[0] == "keeps_all_tokens":
+            branches = {attribute.name: {n.op_type for n in attribute.g.node} for attribute in node.attribute}
+            assert "TopK" in branches["else_branch"]
+            assert "TopK" not in branches["then_branch"]
+            chosen += 1
+    assert chosen == 2
+    own, plain = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for file in (model.SerializeToString(), file.read_bytes())
+    )
+    for width in (MINIMUM, MINIMUM + 1):
+        input_ids, attention_mask = pad([row[: min(width, 3 + place)] for place, row in enumerate(rows)])
+        assert input_ids.shape[1] == width
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        differences = np.abs(own.run(["logits"], inputs)[0] - plain.run(["logits"], inputs)[0])
+        assert np.median(differences) < 0.1, "some are larger: sums of these random weights overflow without VNNI"
 
 
 def with_short_ones(rows: list[list[int]]) -> list[list[int]]:
@@ -296,12 +329,39 @@ def test_a_checkpoint_made_from_the_file_drops_as_much(dropping_twice: Path, tmp
 def test_a_text_of_the_minimum_or_less_keeps_all_its_tokens(dropping_twice: Path, rows: list[list[int]]) -> None:
     model = TokenDroppingClassifier.from_pretrained(dropping_twice).eval()
     plain = DistilBertForSequenceClassification.from_pretrained(dropping_twice).eval()
+    longest = max(rows, key=len)
     for length in (1, MINIMUM, MINIMUM + 3):
         cut = [row[:length] for row in rows]
         with torch.inference_mode():
             all_tokens = plain(*map(torch.from_numpy, pad(cut))).logits.numpy()
-        same = np.abs(torch_logits(model, cut) - all_tokens).max() < 1e-4
+        beside_a_long_one = torch_logits(model, [*cut, longest])[:-1]
+        same = np.abs(beside_a_long_one - all_tokens).max() < 1e-4
         assert same == (length <= MINIMUM)
+
+
+def test_the_comparison_s_pipeline_drops_tokens_when_asked(dropping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEER_CHECKPOINT", str(dropping))
+    monkeypatch.setenv("PEER_THREADS", str(torch.get_num_threads()))
+    scores = {}
+    for name in ("torch", "torch-dropping"):
+        monkeypatch.setenv("PEER_ENGINE", name)
+        scores[name] = [answer["score"] for answer in peer.pipeline()(REVIEWS)]
+    rows = ReviewEncoder(dropping / "tokenizer.json").encode(REVIEWS)
+    logits = torch_logits(TokenDroppingClassifier.from_pretrained(dropping).eval(), rows)
+    expected = torch.from_numpy(logits).softmax(dim=1).max(dim=1).values.numpy()
+    np.testing.assert_allclose(scores["torch-dropping"], expected, atol=1e-4)
+    assert np.abs(np.array(scores["torch"]) - expected).max() > 1e-3
+
+
+def test_the_shipped_model_keeps_what_its_recipe_says() -> None:
+    recipe = yaml.safe_load((CHECKOUT / "training" / "configs" / "dropping.yaml").read_text())["training"]
+    file = onnx.load(REPOSITORY / MODEL_FILE, load_external_data=False)
+    facts = {entry.key: json.loads(entry.value) for entry in file.metadata_props}
+    shipped = json.loads(manifest_path().read_text())["source_checkpoint"]["name"]
+    if shipped != "dropping-more":
+        pytest.skip("another model is installed in this checkout: git checkout -- model_repository")
+    for name in ("kept_percent", "min_kept_tokens"):
+        assert facts[name] == recipe[name]
 
 
 def test_the_ragged_graph_refuses_it(dropping: Path, capsys: pytest.CaptureFixture[str]) -> None:

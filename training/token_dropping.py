@@ -44,7 +44,7 @@ def min_kept_tokens(config: DistilBertConfig) -> int:
     Raises:
         ValueError: it is no number of tokens.
     """
-    minimum = getattr(config, "min_kept_tokens", 0)
+    minimum = getattr(config, "min_kept_tokens", None) or 0
     if not isinstance(minimum, int) or minimum < 0:
         raise ValueError(f"min_kept_tokens is {minimum}, expected a whole number, 0 or more")
     return minimum

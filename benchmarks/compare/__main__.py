@@ -5,9 +5,10 @@
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
 
-Same checkpoint, same texts, same load generator, in interleaved rounds. benchmarks/compare/plan.py states every
-duration. Writes raw files, report.md and report.png into --out, prints the report, and as its last line its figures
-as JSON. Systems whose environment or checkpoint is missing are skipped, and the report says why.
+Same checkpoint, same texts, same load generator, in interleaved rounds. transformers' own classes keep all tokens of
+a checkpoint that drops some; one system with torch drops them as the service does. benchmarks/compare/plan.py states
+every duration. Writes raw files, report.md and report.png into --out, prints the report, and as its last line its
+figures as JSON. Systems whose environment or checkpoint is missing are skipped, and the report says why.
 """
 
 import argparse

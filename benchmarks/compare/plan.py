@@ -1,6 +1,6 @@
 """How long everything takes and how often it is repeated: the one place that says so.
 
-`minutes` adds it up, so that the documented limits (50 minutes, 6 with --quick, for ten systems) can be tested. They
+`minutes` adds it up, so that the documented limits (50 minutes, 6 with --quick, for eleven systems) can be tested. They
 are those of two cores with VNNI; without, where everything takes longer and slow systems get longer windows, an hour.
 """
 

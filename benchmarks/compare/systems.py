@@ -183,7 +183,7 @@ def default_machine(threads: int) -> Machine:
     return Machine(
         serve_python=Path(os.environ.get("SERVE_PYTHON", CHECKOUT / ".venv-serve/bin/python")),
         peers=Path(os.environ.get("PEERS", CHECKOUT / ".venv-peer-PEER")),
-        checkpoint=CHECKOUT / "artefacts/reference",
+        checkpoint=CHECKOUT / "artefacts/shipped",
         threads=threads,
     )
 

@@ -59,6 +59,8 @@ def num_threads() -> int:
 
 def load() -> Classify:
     """Returns the model that the environment asks for; call it once in each worker process."""
+    if engine() == "torch-dropping":
+        raise ValueError("PEER_ENGINE is torch-dropping, which the pipeline alone can do: expected torch or shipped")
     return _torch() if engine() == "torch" else _shipped()
 
 
