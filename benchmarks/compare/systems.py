@@ -123,7 +123,7 @@ class Machine:
         if system.engine != "shipped" and not (self.checkpoint / "model.safetensors").exists():
             return (
                 f"{self.checkpoint} holds no checkpoint (model.safetensors): make the shipped model's with `python -m "
-                "export.checkpoint`, and name it with --checkpoint artefacts/shipped"
+                "export.checkpoint`, or name another with --checkpoint"
             )
         if system.engine == "torch-dropping" and not _drops_tokens(self.checkpoint):
             return f"{self.checkpoint} drops no tokens (kept_percent in its config.json), so that {FASTAPI} is the same"
