@@ -87,7 +87,7 @@ def test_answers_stay(installed: Path, reviews: list[list[int]], padding: int) -
         assert labels.tolist() == expected_labels.tolist()
     # Scores that were int8 are fp32 here, and GELU is an approximation; that may change which tokens a review keeps.
     assert np.median(differences) <= 0.05
-    assert max(differences) <= 0.4
+    assert max(differences) <= 0.25
 
 
 def test_neighbours_change_no_answer(installed: Path, reviews: list[list[int]]) -> None:
