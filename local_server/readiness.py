@@ -13,7 +13,7 @@ from local_server.signals import interruptible
 
 SAMPLE = {"text": "A moving and beautifully acted film. I loved every minute of it."}
 START_TIMEOUT_S = 60
-WATCH_INTERVAL_S = 0.2
+WATCH_INTERVAL_S = 0.5
 
 
 def first_answer(server: subprocess.Popen[bytes], url: str) -> str:

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_serving_options.py
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -211,6 +212,17 @@ def cpu_ticks(process: Path) -> int:
     """Returns the CPU time that a process has used, in clock ticks: utime + stime, proc_pid_stat(5)."""
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def niceness(process: Path) -> int:
+    """Returns how far behind others a process stands for a core: proc_pid_stat(5)."""
+    return int((process / "stat").read_text().rpartition(")")[2].split()[16])
+
+
+def test_tokenizer_stands_behind_the_classifiers_for_a_core(server: Server) -> None:
+    (tokenizer,), classifiers = (model_processes(server, model) for model in ("tokenizer", "classifier"))
+    assert niceness(tokenizer) == os.nice(0) + 15
+    assert {niceness(classifier) for classifier in classifiers} == {os.nice(0)}
 
 
 def test_one_instance_with_two_threads_answers_as_two_with_one(start: Start, changed: Path, server: Server) -> None:

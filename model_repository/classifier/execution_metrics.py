@@ -12,7 +12,7 @@ from crew import CORES
 
 BATCH_BUCKETS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 """Reviews: the upper bounds of the histogram of merged executions."""
-REPORT_INTERVAL_S = 0.1
+REPORT_INTERVAL_S = 0.25
 
 
 class Execution(NamedTuple):

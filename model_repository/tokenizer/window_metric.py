@@ -7,7 +7,7 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
-REPORT_INTERVAL_S = 0.1
+REPORT_INTERVAL_S = 0.25
 
 
 class WindowMetric:

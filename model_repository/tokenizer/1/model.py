@@ -29,11 +29,14 @@ class TritonPythonModel:
     """Encodes the reviews of all requests of an execution together and answers each request by itself."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Reads tokenizer.json from the version directory, and how to pad from the configuration."""
+        """Reads tokenizer.json from the version directory, and from the configuration how to pad and how nice to be."""
         version_dir = Path(args["model_repository"]) / args["model_version"]
+        entries = json.loads(args["model_config"])["parameters"]
+        parameters = {name: entry["string_value"] for name, entry in entries.items()}
+        os.nice(int(parameters.get("niceness", 0)))  # of this thread, which answers, and of those that it starts
         self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
-        multiple = json.loads(args["model_config"])["parameters"].get("pad_to_multiple_of")
-        self._widths = fixed_widths(int(multiple["string_value"]), self._encoder.max_length) if multiple else []
+        multiple = parameters.get("pad_to_multiple_of")
+        self._widths = fixed_widths(int(multiple), self._encoder.max_length) if multiple else []
         self._metric = WindowMetric()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
