@@ -70,12 +70,13 @@ def rate_at(trials: Sequence[Trial]) -> float | None:
 
 
 def crossing(trials: Sequence[Trial]) -> Crossing | None:
-    """Returns `rate_at` with its interval; the same trials give the same."""
-    rate = rate_at(trials)
+    """Returns `rate_at` with its interval; the same trials in any order give the same."""
+    ordered = sorted(trials, key=lambda run: (run.rate_per_s, *run.requests, *run.late))
+    rate = rate_at(ordered)
     if rate is None:
         return None
     random = np.random.default_rng(0)
-    counts = [(run.rate_per_s, np.array([run.requests, run.late])) for run in trials]
+    counts = [(run.rate_per_s, np.array([run.requests, run.late])) for run in ordered]
     found = []
     for _ in range(_RESAMPLES):
         drawn = [(r, *c[:, random.integers(c.shape[1], size=c.shape[1])].sum(axis=1).tolist()) for r, c in counts]

@@ -129,6 +129,11 @@ def test_no_rate_is_named_beyond_those_tried() -> None:
     assert 10 < found.rate_per_s < 20
 
 
+def test_interval_does_not_depend_on_the_order_of_the_runs() -> None:
+    runs = [Trial(10, [50, 60], [0, 1]), Trial(14, [70, 70], [0, 3]), Trial(14, [60, 80], [2, 0]), Trial(20, [99], [9])]
+    assert late_share.crossing(runs) == late_share.crossing(runs[::-1])
+
+
 def test_a_service_that_answers_nothing_has_no_rate() -> None:
     runs: list[tuple[float, float]] = []
     assert search(noting(sharp(10), runs), saturated_per_s=0.0) is None
