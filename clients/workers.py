@@ -63,7 +63,10 @@ class AsyncWorkers:
         return self._lock
 
     async def map(self, job: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
-        tasks = [asyncio.ensure_future(job(item)) for item in items]
+        listed = list(items)
+        if len(listed) == 1:  # needs no task of its own, which would cost it another turn of the event loop
+            return [await job(listed[0])]
+        tasks = [asyncio.ensure_future(job(item)) for item in listed]
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:

@@ -213,12 +213,26 @@ def test_each_layout_contends_for_the_ceiling_with_its_fastest_grouping() -> Non
     }
 
 
-def test_an_interrupted_round_without_its_second_ceiling_is_left_out(comparison: Comparison, tmp_path: Path) -> None:
+def test_an_interrupted_round_without_its_last_ceiling_is_left_out(comparison: Comparison, tmp_path: Path) -> None:
     assert comparison.systems["service"].ceiling_per_s.values == (50.0, 50.0)
-    (tmp_path / "round-2" / "service.ceiling-after.json").unlink()
+    (tmp_path / "round-2" / "service.ceiling-2.json").unlink()
     interrupted = results.read(tmp_path).systems["service"]
     assert interrupted.ceiling_per_s.values == (50.0,)
     assert len(interrupted.saturated_per_s.values) == len(interrupted.lone_p50_ms.values) == 1
+
+
+def test_saturation_and_its_ceiling_are_the_means_of_their_turns(comparison: Comparison, tmp_path: Path) -> None:
+    run = comparison.run
+    _write(tmp_path / "run.json", {**run, "plan": {**run["plan"], "turns": 2}})
+    for folder in (tmp_path / "round-1", tmp_path / "round-2"):
+        _load(folder / "service.saturated-turn-2", 20, latency_s=1.0, complete=True)
+        _write(folder / "service.ceiling-3.json", [{"reviews_per_s": 18.0}, {"reviews_per_s": 20.0}])
+    service = results.read(tmp_path).systems["service"]
+    assert service.saturated_per_s.values == pytest.approx((30.0, 30.0))
+    assert service.ceiling_per_s.values == pytest.approx((40.0, 40.0)), "the layout that is faster over all turns"
+    assert service.generator_cores.values == pytest.approx((0.3, 0.3))
+    (tmp_path / "round-2" / "service.ceiling-3.json").unlink()
+    assert len(results.read(tmp_path).systems["service"].saturated_per_s.values) == 1
 
 
 def test_a_round_whose_search_was_cut_off_does_not_count_as_a_rate_of_nothing(
@@ -311,8 +325,8 @@ def comparison(tmp_path: Path) -> Comparison:
     _write(tmp_path / "lengths.json", [{"tokens": n, "text": ""} for n in (20, 256)])
     for folder in (tmp_path / "round-1", tmp_path / "round-2"):
         folder.mkdir()
-        _write(folder / "service.ceiling-before.json", [{"reviews_per_s": 55.0}, {"reviews_per_s": 48.0}])
-        _write(folder / "service.ceiling-after.json", [{"reviews_per_s": 41.0}, {"reviews_per_s": 52.0}])
+        _write(folder / "service.ceiling-1.json", [{"reviews_per_s": 55.0}, {"reviews_per_s": 48.0}])
+        _write(folder / "service.ceiling-2.json", [{"reviews_per_s": 41.0}, {"reviews_per_s": 52.0}])
         for name, per_s, sustained_per_s in (("service", 40, 20), ("litserve-torch", 10, 5)):
             _load(folder / f"{name}.saturated", per_s, latency_s=1.0, complete=True)
             _load(folder / f"{name}.open-050", sustained_per_s, latency_s=0.1, complete=True)

@@ -8,7 +8,8 @@ OUT/round-N/SYSTEM.log               what the server printed
 
 Of this service only:
 
-OUT/round-N/SYSTEM.ceiling-*.json    in process, right before and after the saturating load
+OUT/round-N/SYSTEM.saturated-turn-*  the saturating load again
+OUT/round-N/SYSTEM.ceiling-*.json    in process, before, between and after the turns of the saturating load
 OUT/round-N/SYSTEM.saturated-TOKENS.* a saturating load of texts of one length
 OUT/round-N/SYSTEM.lone.*            lone reviews, in turn with the same ones in process
 OUT/round-N/SYSTEM.curve.*           the same with the texts of OUT/lengths.json
@@ -38,8 +39,6 @@ LENGTHS_FILE = "lengths.json"
 SHORT_TOKENS, LONG_TOKENS = 20, 256
 """Lengths that the aim about short texts names."""
 SATURATED, LONE, CURVE = "saturated", "lone", "curve"
-CEILINGS = ("ceiling-before", "ceiling-after")
-"""Around the load that is compared with them, since the machine's speed drifts by a tenth within minutes."""
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +90,7 @@ class Bench:
         log_file = folder / f"{system.name}.log"
         try:
             with running(system, self.machine, log_file) as server:
-                saturated_per_s = self._saturated(system, server, folder).right_per_s
+                saturated_per_s = self._saturated(system, server, folder)
                 logger.info("%s: %.1f reviews/s saturated", system.name, saturated_per_s)
                 if system.is_service:
                     self._one_length(system, server, folder)
@@ -138,16 +137,17 @@ class Bench:
         if saturated_per_s:
             highest(plan.ladder, holds)
 
-    def _saturated(self, system: System, server: Server, folder: Path) -> Loaded:
+    def _saturated(self, system: System, server: Server, folder: Path) -> float:
+        """Returns right answers a second; of this service over several turns, in process before and after each."""
         closed = self._closed(server, self.plan.saturated_s)
-        out = folder / f"{system.name}.{SATURATED}"
         if not system.is_service:
-            return self.load(closed, out)
-        before, after = (folder / f"{system.name}.{part}.json" for part in CEILINGS)
-        self.in_process("ceiling", before, **self.ceiling)
-        saturated = self.load(closed, out)
-        self.in_process("ceiling", after, **self.ceiling)
-        return saturated
+            return self.load(closed, folder / f"{system.name}.{SATURATED}").right_per_s
+        found = []
+        for number in range(1, self.plan.turns + 1):
+            self.in_process("ceiling", folder / f"{system.name}.{ceiling(number)}.json", **self.ceiling)
+            found.append(self.load(closed, folder / f"{system.name}.{saturated_turn(number)}").right_per_s)
+        self.in_process("ceiling", folder / f"{system.name}.{ceiling(self.plan.turns + 1)}.json", **self.ceiling)
+        return float(np.mean(found))
 
     def _one_length(self, system: System, server: Server, folder: Path) -> None:
         """Saturates with one length at a time: what its tokens cost once requests share what each costs by itself."""
@@ -163,6 +163,20 @@ class Bench:
         self.load(replace(spec, texts=self.texts[own], labels=self.labels[own]), folder / f"{system.name}.{LONE}")
         texts = [entry["text"] for entry in json.loads((self.out / LENGTHS_FILE).read_text())] * self.plan.curve_repeats
         self.load(replace(spec, texts=texts, labels=[None] * len(texts)), folder / f"{system.name}.{CURVE}")
+
+
+def saturated_turn(number: int) -> str:
+    """Returns the name of this service's saturating load, which runs several times, from 1 on."""
+    return SATURATED if number == 1 else f"{SATURATED}-turn-{number}"
+
+
+def ceiling(number: int) -> str:
+    """Returns the name of what ran in process before turn `number`, or after the last.
+
+    A virtual machine may be at half its speed for some seconds, and at all of it for the next: what is compared has to
+    take turns.
+    """
+    return f"ceiling-{number}"
 
 
 def one_length(tokens: int) -> str:

@@ -48,6 +48,9 @@ class Plan:
     warmup_s: float
     """Closed loop before the window that counts; open loops follow on warm servers and lose `settle_s`."""
     saturated_s: float
+    """Closed loop that saturates ..."""
+    turns: int
+    """... of this service as often, in turn with its ceiling in process."""
     settle_s: float
     probe_s: float
     """Window of an open loop at one rate, at least ..."""
@@ -59,8 +62,8 @@ class Plan:
     lone_requests: int
     """Requests one after the other, of this service, and the same work in process."""
     ceiling_s: float
-    """In-process ceiling of each layout, before and after each saturating load of this service, at least; it runs
-    whole passes."""
+    """In-process ceiling of each layout, before and after each turn of this service's saturating load, at least; it
+    runs whole passes."""
     candidate_s: float
     """Each layout and grouping that the ceiling is chosen from, once, at least one pass."""
     curve_repeats: int
@@ -78,10 +81,11 @@ class Plan:
         num_candidates = len(layouts(2)) * len(GROUPINGS)
         pass_s = self.reviews / CEILING_REVIEWS_PER_S
         load_s = START_S + self.warmup_s + self.saturated_s + self.probes * (self.settle_s + self.probe_s)
-        ceilings_s = 2 * (IN_PROCESS_START_S + len(layouts(2)) * max(self.ceiling_s, 2 * pass_s))
+        ceilings_s = (self.turns + 1) * (IN_PROCESS_START_S + len(layouts(2)) * max(self.ceiling_s, 2 * pass_s))
         lone = self.lone_requests + len(CURVE_TOKENS) * self.curve_repeats
         lone_s = 2 * IN_PROCESS_START_S + 3 * lone * LONE_S  # in process twice: a warm-up
-        own_s = ceilings_s + lone_s + 2 * (self.warmup_s + self.one_length_s)
+        turns_s = (self.turns - 1) * (self.warmup_s + self.saturated_s)
+        own_s = ceilings_s + turns_s + lone_s + 2 * (self.warmup_s + self.one_length_s)
         round_s = num_systems * load_s + 2 * own_s  # over HTTP and over gRPC
         return (self.rounds * round_s + num_candidates * max(self.candidate_s, pass_s)) / 60
 
@@ -96,6 +100,7 @@ DEFAULT = Plan(
     users=64,
     warmup_s=2,
     saturated_s=9,
+    turns=2,
     settle_s=1,
     probe_s=8,
     probe_requests=60,
@@ -112,6 +117,7 @@ QUICK = Plan(
     users=64,
     warmup_s=1,
     saturated_s=4,
+    turns=1,
     settle_s=0.5,
     probe_s=3,
     probe_requests=20,

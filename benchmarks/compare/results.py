@@ -63,7 +63,7 @@ class SystemResult:
     tokenizer_share: Spread
     """Of the server's CPU time at saturation, in its tokenizer's process; empty for peers."""
     ceiling_per_s: Spread
-    """In process, right before and right after saturation, of the faster layout; empty for peers."""
+    """In process, before, between and after the turns of saturation, of the faster layout; empty for peers."""
     padding_share: Spread
     """Of the tokens run at saturation; empty for peers."""
     reviews_per_execution: Spread
@@ -126,7 +126,8 @@ def read(folder: Path) -> Comparison:
     run = json.loads((folder / "run.json").read_text())
     rounds = sorted(folder.glob("round-*"))
     ladder = run["plan"].get("ladder", [])
-    results = (_system(entry, rounds, ladder) for entry in run["systems"])
+    turns = run["plan"].get("turns", 1)
+    results = (_system(entry, rounds, ladder, turns if entry["is_service"] else 1) for entry in run["systems"])
     return Comparison(
         run=run,
         systems={result.name: result for result in results if result.saturated_per_s.values},
@@ -134,15 +135,15 @@ def read(folder: Path) -> Comparison:
     )
 
 
-def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[float]) -> SystemResult:
+def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[float], turns: int) -> SystemResult:
     name = entry["name"]
     is_service = bool(entry["is_service"])
     at = _loads(name, measure.SATURATED, rounds)
-    if is_service:  # an interrupted run may lack the second ceiling of its last round
-        at = [out for out in at if out.with_suffix(f".{measure.CEILINGS[-1]}.json").exists()]
+    if is_service:  # an interrupted run may lack the last ceiling of its last round
+        at = [out for out in at if out.with_suffix(f".{measure.ceiling(turns + 1)}.json").exists()]
     at = [out for out in at if _is_finished(out, name, ladder)]
     complete = [out.parent for out in at]
-    records = [json.loads(out.with_name(out.name + ".json").read_text()) for out in at]
+    records = [_record(_turns(out, turns)) for out in at]
     done = [triton_metrics.batching(**record["triton"]) for record in records if record.get("triton")]
     batching = [one for one in done if one]
     lone = _loads(name, measure.LONE, complete)
@@ -151,15 +152,15 @@ def _system(entry: dict[str, str], rounds: Sequence[Path], ladder: Sequence[floa
         name=name,
         title=entry["title"],
         engine=entry["engine"],
-        saturated_per_s=_each(at, _right_per_s),
+        saturated_per_s=_each(at, lambda out: _saturated_per_s(out, turns)),
         sustained_per_s=_each(complete, lambda r: _sustained(name, r)),
         sustained_at_most_per_s=_each(
-            at, lambda out: _sustained(name, out.parent) or min(ladder, default=0.0) * _right_per_s(out)
+            at, lambda out: _sustained(name, out.parent) or min(ladder, default=0.0) * _saturated_per_s(out, turns)
         ),
         generator_cores=_each(records, lambda r: r["generator_cpu_s"] / r["wall_s"]),
         server_cores=_each(records, lambda r: sum(r["server_cpu_s"].values()) / r["wall_s"]),
         tokenizer_share=_each(records if is_service else [], lambda r: cpu.share(r["server_cpu_s"], "tokenizer")),
-        ceiling_per_s=_each(at if is_service else [], _ceiling_per_s),
+        ceiling_per_s=_each(at if is_service else [], lambda out: _ceiling_per_s(out, turns)),
         padding_share=_each(batching, lambda b: 1 - 1 / (b.padded_over_real_tokens or float("nan"))),
         reviews_per_execution=_each(batching, lambda b: b.reviews_per_execution["classifier"]),
         phases={phase: _each(batching, attrgetter(f"{phase}_share")) for phase in triton_metrics.PHASES if batching},
@@ -183,13 +184,37 @@ def _right_per_s(out: Path) -> float:
     return measure.summarise(out).right_per_s
 
 
+def _turns(saturated: Path, turns: int) -> list[Path]:
+    """Returns the raw files, without their endings, of each turn of the load `saturated`."""
+    return [saturated.with_suffix(f".{measure.saturated_turn(number)}") for number in range(1, turns + 1)]
+
+
+def _saturated_per_s(saturated: Path, turns: int) -> float:
+    return float(np.mean([_right_per_s(turn) for turn in _turns(saturated, turns)]))
+
+
+def _record(turns: Sequence[Path]) -> dict[str, Any]:
+    """Returns what was noted over all `turns`; the server has nothing to do between them."""
+    records = [json.loads(turn.with_name(turn.name + ".json").read_text()) for turn in turns]
+    server_cpu_s: Counter[str] = Counter()
+    for record in records:
+        server_cpu_s.update(record["server_cpu_s"])
+    ends = [record["triton"] for record in records if record.get("triton")]
+    return {
+        "wall_s": sum(record["wall_s"] for record in records),
+        "generator_cpu_s": sum(record["generator_cpu_s"] for record in records),
+        "server_cpu_s": server_cpu_s,
+        "triton": {"before": ends[0]["before"], "after": ends[-1]["after"]} if ends else None,
+    }
+
+
 def _each(items: Sequence[Any], figure: Callable[[Any], float]) -> Spread:
     return Spread(tuple(figure(item) for item in items))
 
 
-def _ceiling_per_s(saturated: Path) -> float:
-    """Returns what the faster layout ran in process around the load `saturated`, the mean of before and after."""
-    files = (saturated.with_suffix(f".{part}.json") for part in measure.CEILINGS)
+def _ceiling_per_s(saturated: Path, turns: int) -> float:
+    """Returns what the faster layout ran in process around the turns of the load `saturated`, the mean of all."""
+    files = (saturated.with_suffix(f".{measure.ceiling(number)}.json") for number in range(1, turns + 2))
     rates = [[float(one["reviews_per_s"]) for one in json.loads(file.read_text())] for file in files]
     return float(np.mean(rates, axis=0).max())
 
