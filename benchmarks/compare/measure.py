@@ -173,8 +173,8 @@ def saturated_turn(number: int) -> str:
 def ceiling(number: int) -> str:
     """Returns the name of what ran in process before turn `number`, or after the last.
 
-    A virtual machine may be at half its speed for some seconds, and at all of it for the next: what is compared has to
-    take turns.
+    A virtual machine may be at two thirds of its speed for some seconds, and at all of it for the next: what is
+    compared has to take turns.
     """
     return f"ceiling-{number}"
 
