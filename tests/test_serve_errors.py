@@ -162,6 +162,17 @@ def test_a_model_that_triton_cannot_load_ends_with_its_log(
     assert "broken on purpose" in result.stderr
 
 
+@pytest.mark.parametrize("value", ["-1", "20", "high"])
+def test_a_niceness_that_is_none_is_named(
+    run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path, value: str
+) -> None:
+    config = own_repository / "tokenizer" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "15"', f'string_value: "{value}"'))
+    result = run()
+    assert result.returncode == 1
+    assert f"niceness '{value}' came in tokenizer/config.pbtxt, expected a whole number from 0 to 19" in result.stderr
+
+
 def test_a_failure_of_the_engine_is_the_servers_and_is_logged(own_repository: Path, tmp_path: Path) -> None:
     with (own_repository / "classifier" / "runner.py").open("a") as module:
         module.write(FAILS_ON_A_WORD_TWICE)

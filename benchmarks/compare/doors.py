@@ -10,7 +10,7 @@ from benchmarks.compare.plan import TIMEOUT_S
 from benchmarks.compare.systems import TEXT
 
 Ask = Callable[[int], Awaitable[str]]
-"""Index of a text in, its label out; raises for anything else."""
+"""Index of a text in, its label out; raises for anything else, and after `TIMEOUT_S`."""
 _MAX_IN_FLIGHT = 10_000
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations  # the stub adds most names to pb_utils only 
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_NAMED_ROWS = 10
 """Rows named in one error: gRPC carries the message in headers, and clients refuse more than 8 KiB of those."""
+_MAX_NICENESS = 19
 
 
 class TritonPythonModel:
@@ -33,7 +34,7 @@ class TritonPythonModel:
         version_dir = Path(args["model_repository"]) / args["model_version"]
         entries = json.loads(args["model_config"])["parameters"]
         parameters = {name: entry["string_value"] for name, entry in entries.items()}
-        os.nice(int(parameters.get("niceness", 0)))  # of this thread, which answers, and of those that it starts
+        os.nice(_niceness(parameters))  # of this thread, which answers, and of those that it starts
         self._encoder = ReviewEncoder(version_dir / "tokenizer.json")
         multiple = parameters.get("pad_to_multiple_of")
         self._widths = fixed_widths(int(multiple), self._encoder.max_length) if multiple else []
@@ -75,6 +76,20 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor("input_ids", input_ids), pb_utils.Tensor("attention_mask", attention_mask)]
         )
+
+
+def _niceness(parameters: Mapping[str, str]) -> int:
+    """Returns how far this process stands behind others for a core, as nice(2) has it; by default it does not.
+
+    Raises:
+        ValueError: something else than 0 to 19. Less than 0, before others, would take rights that a server lacks.
+    """
+    value = parameters.get("niceness", "0")
+    if not value.isdecimal() or int(value) > _MAX_NICENESS:
+        raise ValueError(
+            f"niceness {value!r} came in tokenizer/config.pbtxt, expected a whole number from 0 to {_MAX_NICENESS}"
+        )
+    return int(value)
 
 
 def _decode(raw_texts: npt.NDArray[np.object_]) -> tuple[list[str], dict[int, str]]:
