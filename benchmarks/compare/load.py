@@ -1,11 +1,12 @@
-"""Load generator of the comparison: one asyncio process, the same for every system, answers checked.
+"""Load generator of the comparison: one process, the same for every system, answers checked.
 
     python -m benchmarks.compare.load SPEC.json OUT        # writes OUT.json and OUT.csv.gz (raw samples)
 
 It runs as a process of its own so that its CPU time is its own. SPEC is `Spec` as JSON. The closed loop keeps `users`
 requests going; the open loop sends at Poisson arrivals, drawn by the round's seed and the rate, and times each request
 from its arrival. An open loop ends as soon as more requests are late than `plan.MIN_SHARE_IN_TIME` allows.
-Lone reviews are sent one after the other, in turn with the same work in this process (benchmarks/compare/lone.py).
+Lone reviews are sent one after the other by a blocking client, in turn with the same work in this process
+(benchmarks/compare/lone.py).
 """
 
 import asyncio
@@ -124,7 +125,7 @@ def arrivals(rate_per_s: float, warmup_s: float, window_s: float, seed: int) -> 
 
 async def run(spec: Spec) -> tuple[dict[str, Any], list[Sample], float]:
     """Returns the record of one load, its samples, and the origin of their clock."""
-    async with doors.open_door(spec.door, spec.texts) as ask:
+    async with doors.open_door(spec.door, spec.texts, one_at_a_time=spec.lone_threads > 0) as ask:
         generator = Generator(spec, ask)
         origin_s = time.perf_counter()
         start_s = origin_s + spec.warmup_s
