@@ -1,4 +1,4 @@
-"""The load generator against a small HTTP server made here, and the in-process side on the shipped model."""
+"""The load generator against a small HTTP server made here and the real one; the shipped model in process."""
 
 import asyncio
 import json
@@ -11,12 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import serving
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import REVIEWS
 
 from benchmarks import texts
 from benchmarks.compare import inprocess, load, lone, measure
-from benchmarks.compare.doors import Door
+from benchmarks.compare.doors import Door, open_door
 from benchmarks.compare.load import WRONG, Spec
 from benchmarks.compare.plan import LIMIT_S
 from benchmarks.compare.systems import TEXT
@@ -58,6 +60,21 @@ def test_answers_are_compared_with_the_known_ones(door: Door) -> None:
     record, samples, _ = asyncio.run(load.run(Spec(door, texts, labels, 0, 0, 0, lone_threads=1)))
     assert [sample.outcome for sample in samples] == [OK, WRONG, OK, "UnexpectedStatusError"]
     assert len(record["in_process_s"]) == len(texts)
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_every_door_of_the_service_gives_the_same_labels(
+    server: serving.Server, protocol: str, one_at_a_time: bool
+) -> None:
+    paths = {"grpc": server.grpc_url, "http": f"{server.http_url}/v2/models/sentiment/generate"}
+    door = Door(paths[protocol], {"text": TEXT}, ("label",))
+
+    async def labels() -> list[str]:
+        async with open_door(door, REVIEWS, one_at_a_time) as ask:
+            return [await ask(index) for index in range(len(REVIEWS))]
+
+    assert asyncio.run(labels()) == [serving.generate(server, review)[1]["label"] for review in REVIEWS]
 
 
 def test_lone_reviews_run_in_process_and_are_sent_in_turn(door: Door) -> None:

@@ -49,8 +49,11 @@ def fill(template: object, text: str) -> object:
 @asynccontextmanager
 async def open_door(door: Door, texts: Sequence[str], one_at_a_time: bool = False) -> AsyncIterator[Ask]:
     """Yields the way to ask about one of `texts`; with `one_at_a_time` it blocks the event loop until the answer."""
-    openers = (_open_json, _open_json_blocking), (_open_grpc, _open_grpc_blocking)
-    async with openers[door.url.startswith("grpc://")][one_at_a_time](door, texts) as ask:
+    if door.url.startswith("grpc://"):
+        opened = (_open_grpc_blocking if one_at_a_time else _open_grpc)(door, texts)
+    else:
+        opened = (_open_json_blocking if one_at_a_time else _open_json)(door, texts)
+    async with opened as ask:
         yield ask
 
 
