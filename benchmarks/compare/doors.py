@@ -16,7 +16,8 @@ from benchmarks.compare.plan import TIMEOUT_S
 from benchmarks.compare.systems import TEXT
 
 Ask = Callable[[int], Awaitable[str]]
-"""Index of a text in, its label out; raises for anything else, and after `TIMEOUT_S`."""
+"""Index of a text in, its label out; raises for anything else, and after `TIMEOUT_S`, where it blocks
+over HTTP after that long without a byte."""
 _MAX_IN_FLIGHT = 10_000
 _JSON = {"Content-Type": "application/json"}
 
