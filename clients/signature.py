@@ -5,13 +5,13 @@ Shapes: B reviews in one request, C classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TypeAlias
 
 from clients.errors import ModelContractError
 from clients.prediction import Prediction
+
+Rows: TypeAlias = Sequence[Sequence[Any]]
+"""A tensor of two dimensions: its rows, and their elements."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Signature:
             )
         return cls(str(metadata["name"]), max_batch_size, texts[0], labels[0], scores[0], rows[0])
 
-    def request(self, reviews: Sequence[bytes]) -> npt.NDArray[np.object_]:
-        """Returns the input tensor (B, 1) of `reviews`, UTF-8."""
-        return np.array(reviews, dtype=np.object_).reshape(-1, 1)
+    @property
+    def outputs(self) -> tuple[str, str, str]:
+        """Names of the outputs that a prediction is made of."""
+        return self.label, self.score, self.probabilities
 
     def plain(self, reason: str) -> str:
         """Returns why a request of one review was refused, without the places Triton and the model name before it.
@@ -67,22 +68,23 @@ class Signature:
         """
         return reason.removeprefix(f"in ensemble '{self.model}', ").removeprefix(f"{self.text}[0]: ")
 
-    def predictions(self, tensors: Mapping[str, npt.NDArray[Any] | None], num_reviews: int) -> list[Prediction]:
-        """Returns B predictions from the output tensors by name.
+    def predictions(self, tensors: Mapping[str, Rows], num_reviews: int) -> list[Prediction]:
+        """Returns B predictions from the rows of the output tensors by name.
 
         Raises:
             ModelContractError: an output is missing or has another number of rows than there were reviews.
+            TypeError, ValueError: a row of it is none, or not as wide as the model says.
         """
         columns = []
-        for name in (self.label, self.score, self.probabilities):
-            tensor = tensors.get(name)
-            if tensor is None or tensor.ndim != 2 or len(tensor) != num_reviews:
-                shape = "nothing" if tensor is None else list(tensor.shape)
+        for name in self.outputs:
+            rows = tensors.get(name)
+            if rows is None or len(rows) != num_reviews:
+                came = "nothing" if rows is None else f"{len(rows)} rows"
                 raise ModelContractError(
-                    f"model {self.model!r} gave {shape} as {name!r}, expected [{num_reviews}, ...]: "
+                    f"model {self.model!r} gave {came} as {name!r}, expected {num_reviews} rows: "
                     "look for errors in the server's log"
                 )
-            columns.append(tensor.tolist())
+            columns.append(rows)
         return [
             Prediction(label.decode() if isinstance(label, bytes) else str(label), score, tuple(probabilities))
             for (label,), (score,), probabilities in zip(*columns, strict=True)

@@ -1,18 +1,11 @@
-"""Requests to one server, whatever the protocol; `transport_grpc` and `transport_http` add how it is spoken.
-
-tritonclient's clients (gRPC and HTTP, blocking and asyncio) share method names, arguments and results; a transport
-needs to add only how a call is bounded in time and how failures below HTTP or gRPC show.
-"""
+"""Requests to one server, whatever the protocol; `transport_grpc` and `transport_http` add how it is spoken."""
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, NoReturn
-
-from tritonclient.utils import InferenceServerException
 
 from clients.address import Address
 from clients.errors import (
@@ -25,7 +18,7 @@ from clients.errors import (
     ServerUnavailableError,
 )
 from clients.prediction import Prediction
-from clients.signature import Signature
+from clients.signature import Rows, Signature
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading an answer that is none of Triton's raises."""
@@ -38,10 +31,8 @@ that it does not have "is not found"."""
 class Transport(ABC):
     """A connection to the server at `address`, opened by the first request."""
 
-    def __init__(self, address: Address, tensors: ModuleType) -> None:
-        """`tensors` is the tritonclient module with the protocol's InferInput and InferRequestedOutput."""
+    def __init__(self, address: Address) -> None:
         self.address = address
-        self._tensors = tensors
         self._closed = False
 
     async def describe(self, model: str, timeout_s: float) -> Signature:
@@ -52,8 +43,8 @@ class Transport(ABC):
         """
         deadline = time.monotonic() + timeout_s
         with self._translated():
-            metadata = await self._get("get_model_metadata", model, timeout_s)
-            config = await self._get("get_model_config", model, deadline - time.monotonic())
+            metadata = await self._metadata(model, timeout_s)
+            config = await self._config(model, deadline - time.monotonic())
             return Signature.read(metadata, config)
 
     async def infer(self, signature: Signature, reviews: Sequence[bytes], timeout_s: float) -> list[Prediction]:
@@ -63,14 +54,8 @@ class Transport(ABC):
             RequestRefusedError: at least one of the reviews is invalid.
             SentimentError: any other failure, see `clients.errors`.
         """
-        tensor = signature.request(reviews)  # (B, 1)
-        text = self._tensors.InferInput(signature.text, list(tensor.shape), "BYTES")
-        text.set_data_from_numpy(tensor)
-        names = (signature.label, signature.score, signature.probabilities)
-        outputs = [self._tensors.InferRequestedOutput(name) for name in names]
         with self._translated():
-            result = await self._call("infer", timeout_s, signature.model, [text], outputs=outputs)
-            return signature.predictions({name: result.as_numpy(name) for name in names}, len(reviews))
+            return signature.predictions(await self._infer(signature, reviews, timeout_s), len(reviews))
 
     async def close(self) -> None:
         """Closes the connection; requests on their way end with `ClientStateError`."""
@@ -79,15 +64,19 @@ class Transport(ABC):
 
     @abstractmethod
     async def _close(self) -> None:
-        """Closes the connection of tritonclient."""
+        """Closes the connection."""
 
     @abstractmethod
-    async def _get(self, method: str, model: str, timeout_s: float) -> dict[str, Any]:
-        """Returns the JSON answer of tritonclient's `method` about `model`."""
+    async def _metadata(self, model: str, timeout_s: float) -> dict[str, Any]:
+        """Returns what the protocol says of `model`, its failures translated by the three below, as of each call."""
 
     @abstractmethod
-    async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
-        """Returns the answer of tritonclient's `method`, its failures translated by the three below."""
+    async def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        """Returns Triton's configuration of `model`."""
+
+    @abstractmethod
+    async def _infer(self, signature: Signature, reviews: Sequence[bytes], timeout_s: float) -> Mapping[str, Rows]:
+        """Returns the rows of each output of the answer to `reviews` by its name."""
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -105,9 +94,12 @@ class Transport(ABC):
                 "it Triton's port?"
             ) from error
 
-    def _fail(self, error: InferenceServerException) -> NoReturn:
-        """Raises what a failure that the server (or gRPC in its place) reported means to a caller."""
-        url, reason, status = self.address.url, str(error.message()), str(error.status())
+    def _fail(self, error: Exception, status: str, reason: str) -> NoReturn:
+        """Raises what a failure that the server (or gRPC in its place) reported means to a caller.
+
+        `status` is an HTTP status in digits or gRPC's as `StatusCode.NAME`, `reason` the message beside it.
+        """
+        url = self.address.url
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "429", "502", "503"):  # two are a gateway's
             self._unavailable(error, reason)
         if _UNLOADED in reason:

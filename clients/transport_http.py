@@ -9,15 +9,17 @@ import os
 import selectors
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
+import numpy as np
 import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
 from clients.address import Address
+from clients.signature import Rows, Signature
 from clients.transport import Transport
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ class AsyncHttpTransport(Transport):
     """An asyncio client of tritonclient's, in the event loop it was made in."""
 
     def __init__(self, address: Address, client: Any) -> None:
-        super().__init__(address, tritonclient.http)
+        super().__init__(address)
         self._client = client
         self._calls: set[asyncio.Task[Any]] = set()
 
@@ -36,11 +38,24 @@ class AsyncHttpTransport(Transport):
         for call in list(self._calls):  # closing leaves those alone whose answer has begun to come
             call.cancel()
 
-    async def _get(self, method: str, model: str, timeout_s: float) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._call(method, timeout_s, model)
-        return answer
+    async def _metadata(self, model: str, timeout_s: float) -> dict[str, Any]:
+        metadata: dict[str, Any] = await self._call("get_model_metadata", timeout_s, model)
+        return metadata
+
+    async def _config(self, model: str, timeout_s: float) -> dict[str, Any]:
+        config: dict[str, Any] = await self._call("get_model_config", timeout_s, model)
+        return config
+
+    async def _infer(self, signature: Signature, reviews: Sequence[bytes], timeout_s: float) -> dict[str, Rows]:
+        text = tritonclient.http.InferInput(signature.text, [len(reviews), 1], "BYTES")
+        text.set_data_from_numpy(np.array(reviews, dtype=np.object_).reshape(-1, 1))
+        outputs = [tritonclient.http.InferRequestedOutput(name) for name in signature.outputs]
+        result = await self._call("infer", timeout_s, signature.model, [text], outputs=outputs)
+        tensors = ((name, result.as_numpy(name)) for name in signature.outputs)
+        return {name: tensor.tolist() for name, tensor in tensors if tensor is not None}
 
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
+        """Returns the answer of tritonclient's `method`, its failures translated."""
         call = asyncio.ensure_future(getattr(self._client, method)(*args, **kwargs))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -49,7 +64,7 @@ class AsyncHttpTransport(Transport):
         except asyncio.TimeoutError as error:
             self._late(error)
         except InferenceServerException as error:
-            self._fail(error)
+            self._fail(error, str(error.status()), str(error.message()))
         except (OSError, aiohttp.ClientError) as error:
             self._unavailable(error, str(error) or type(error).__name__)
 

@@ -6,8 +6,8 @@ these two never suspend, so such a coroutine runs to its end at the first `send`
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 S = TypeVar("S")
@@ -36,9 +36,8 @@ class BlockingWorkers:
     async def sleep(self, delay_s: float) -> None:
         time.sleep(delay_s)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        yield
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     alone = turn
 

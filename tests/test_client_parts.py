@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.utils import serialize_byte_tensor
 
 import clients
 from clients.address import Address
 from clients.errors import DeadlineError, InvalidReviewError, ModelContractError, ServerUnavailableError
 from clients.lines import Line, read_lines
 from clients.prediction import Prediction
+from clients.raw_tensors import pack_bytes, unpack_rows
 from clients.retry import RetryPolicy, with_retries
 from clients.signature import Signature
 from clients.workers import AsyncWorkers, BlockingWorkers, run_blocking
@@ -187,17 +191,49 @@ def test_a_refusal_is_told_without_the_row_of_a_request_the_caller_never_saw(pre
 def test_tensors_become_predictions() -> None:
     signature = Signature.read(METADATA, {"max_batch_size": 64})
     tensors: dict[str, Any] = {
-        "label": np.array([[b"negative"], [b"positive"]], dtype=np.object_),
-        "score": np.array([[0.75], [0.5]], dtype=np.float32),
-        "probabilities": np.array([[0.75, 0.25], [0.5, 0.5]], dtype=np.float32),
+        "label": [[b"negative"], ["positive"]],  # gRPC has bytes, HTTP strings
+        "score": [[0.75], [0.5]],
+        "probabilities": [(0.75, 0.25), (0.5, 0.5)],
     }
     assert signature.predictions(tensors, 2) == [
         Prediction("negative", 0.75, (0.75, 0.25)),
         Prediction("positive", 0.5, (0.5, 0.5)),
     ]
-    for broken in ({"score": None}, {"label": tensors["label"][:1]}):
-        with pytest.raises(ModelContractError, match="expected"):
-            signature.predictions(tensors | broken, 2)
+    with pytest.raises(ModelContractError, match="gave 1 rows as 'label', expected 2 rows"):
+        signature.predictions(tensors | {"label": tensors["label"][:1]}, 2)
+    del tensors["score"]
+    with pytest.raises(ModelContractError, match="gave nothing as 'score', expected 2 rows"):
+        signature.predictions(tensors, 2)
+
+
+@given(st.lists(st.binary(), min_size=1))
+def test_strings_go_over_grpc_as_tritonclient_sends_and_reads_them(strings: list[bytes]) -> None:
+    raw = pack_bytes(strings)
+    assert raw == serialize_byte_tensor(np.array(strings, dtype=np.object_)).item()
+    assert unpack_rows("BYTES", [len(strings), 1], raw) == [[string] for string in strings]
+
+
+def test_numbers_come_over_grpc_as_little_endian_rows() -> None:
+    array = np.array([[0.75, 0.25], [0.5, 0.5], [0.125, 0.875]], dtype="<f4")
+    assert [list(row) for row in unpack_rows("FP32", array.shape, array.tobytes())] == array.tolist()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "raw"),
+    [
+        pytest.param("FP64", [1, 1], b"\0" * 8, id="another-type"),
+        pytest.param("FP32", [2], b"\0" * 8, id="one-dimension"),
+        pytest.param("FP32", [2, 1], b"\0" * 4, id="too-few-numbers"),
+        pytest.param("FP32", [1, 2**62], b"\0" * 4, id="far-too-few-numbers"),
+        pytest.param("FP32", [-1, 1], b"\0" * 4, id="no-shape"),
+        pytest.param("BYTES", [1, 1], b"\2\0\0\0a", id="half-a-string"),
+        pytest.param("BYTES", [1, 1], b"\2\0", id="half-a-length"),
+        pytest.param("BYTES", [1, 1], b"\1\0\0\0a\0", id="more-than-a-string"),
+    ],
+)
+def test_bytes_that_are_no_such_tensor_are_refused(datatype: str, shape: list[int], raw: bytes) -> None:
+    with pytest.raises(ValueError, match=f"tensor {datatype} "):
+        unpack_rows(datatype, shape, raw)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
