@@ -48,6 +48,18 @@ def test_bisection_finds_the_highest_step_that_holds(highest: float) -> None:
     assert len(tried) <= DEFAULT.probes
 
 
+@pytest.mark.parametrize(
+    ("rate_per_s", "window_s"),
+    [
+        pytest.param(50.0, 8.0, id="fast"),
+        pytest.param(10.0, 20.0, id="as-many-requests"),
+        pytest.param(1.0, 60.0, id="slow"),
+    ],
+)
+def test_slow_systems_are_judged_by_as_many_requests_in_bounded_time(rate_per_s: float, window_s: float) -> None:
+    assert DEFAULT.probe_window_s(rate_per_s) == window_s
+
+
 def test_ratio_is_taken_round_by_round_and_infinite_over_nothing() -> None:
     ratio = Spread((10.0, 12.0, 9.0)).over(Spread((5.0, 4.0, 0.0)))
     assert ratio.values == (2.0, 3.0, float("inf"))

@@ -1,6 +1,6 @@
 """Measures this service beside its in-process ceiling and other serving frameworks, on the same cores in one run.
 
-    make bench-compare                                     # makes the environments; 50 minutes, without VNNI an hour
+    make bench-compare                                     # makes the environments; an hour, without VNNI and a half
     make bench-compare COMPARE_ARGS=--quick                # 6 minutes at most, one round, no spread
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
@@ -78,8 +78,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--probe-requests",
         type=positive,
         metavar="N",
-        help="requests of each open loop, about, instead of the plan's: with 60 none may be late, with 200 two, so "
-        "that chance decides less what is sustained, and everything takes longer",
+        help="requests of each open loop, about, as far as the plan's longest allows, instead of the plan's: with 60 "
+        "none may be late, with 200 two, so that chance decides less what is sustained, and everything takes longer",
     )
     parser.add_argument(
         "--peer-workers", type=positive, default=1, help="workers of a batching peer, which share the cores"

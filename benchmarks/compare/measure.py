@@ -128,7 +128,7 @@ class Bench:
 
         def holds(share: float) -> bool:
             rate_per_s = share * saturated_per_s
-            window_s = max(plan.probe_s, plan.probe_requests / rate_per_s)
+            window_s = plan.probe_window_s(rate_per_s)
             open_loop = replace(spec, warmup_s=plan.settle_s, window_s=window_s, rate_per_s=rate_per_s)
             held = self.load(open_loop, folder / f"{system.name}.open-{round(share * 100):03d}").holds
             logger.info("%s: %.1f requests/s %s", system.name, rate_per_s, "hold" if held else "do not hold")
