@@ -1,6 +1,6 @@
 """Measures this service beside its in-process ceiling and other serving frameworks, on the same cores in one run.
 
-    make bench-compare                                     # makes the environments; an hour, without VNNI and a half
+    make bench-compare                                     # makes the environments; over an hour
     make bench-compare COMPARE_ARGS=--quick                # 6 minutes at most, one round, no spread
     python -m benchmarks.compare --systems service litserve-shipped
     python -m benchmarks.compare --report artefacts/compare/20260102-030405     # the report again, from raw files
