@@ -162,7 +162,7 @@ def test_a_model_that_triton_cannot_load_ends_with_its_log(
     assert "broken on purpose" in result.stderr
 
 
-@pytest.mark.parametrize("value", ["-1", "high"])
+@pytest.mark.parametrize("value", ["-1", "20", "high"])
 def test_a_niceness_that_is_none_is_named(
     run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path, value: str
 ) -> None:
