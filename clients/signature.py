@@ -79,7 +79,7 @@ class Signature:
         for name in self.outputs:
             rows = tensors.get(name)
             if rows is None or len(rows) != num_reviews:
-                came = "nothing" if rows is None else f"{len(rows)} rows"
+                came = "no rows" if rows is None else f"{len(rows)} rows"
                 raise ModelContractError(
                     f"model {self.model!r} gave {came} as {name!r}, expected {num_reviews} rows: "
                     "look for errors in the server's log"

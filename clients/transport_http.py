@@ -52,7 +52,7 @@ class AsyncHttpTransport(Transport):
         outputs = [tritonclient.http.InferRequestedOutput(name) for name in signature.outputs]
         result = await self._call("infer", timeout_s, signature.model, [text], outputs=outputs)
         tensors = ((name, result.as_numpy(name)) for name in signature.outputs)
-        return {name: tensor.tolist() for name, tensor in tensors if tensor is not None}
+        return {name: tensor.tolist() for name, tensor in tensors if tensor is not None and tensor.ndim == 2}
 
     async def _call(self, method: str, timeout_s: float, *args: Any, **kwargs: Any) -> Any:
         """Returns the answer of tritonclient's `method`, its failures translated."""

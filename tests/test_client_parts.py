@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
 import clients
+from clients import transport_http
 from clients.address import Address
 from clients.errors import DeadlineError, InvalidReviewError, ModelContractError, ServerUnavailableError
 from clients.lines import Line, read_lines
@@ -202,7 +204,7 @@ def test_tensors_become_predictions() -> None:
     with pytest.raises(ModelContractError, match="gave 1 rows as 'label', expected 2 rows"):
         signature.predictions(tensors | {"label": tensors["label"][:1]}, 2)
     del tensors["score"]
-    with pytest.raises(ModelContractError, match="gave nothing as 'score', expected 2 rows"):
+    with pytest.raises(ModelContractError, match="gave no rows as 'score', expected 2 rows"):
         signature.predictions(tensors, 2)
 
 
@@ -234,6 +236,24 @@ def test_numbers_come_over_grpc_as_little_endian_rows() -> None:
 def test_bytes_that_are_no_such_tensor_are_refused(datatype: str, shape: list[int], raw: bytes) -> None:
     with pytest.raises(ValueError, match=f"tensor {datatype} "):
         unpack_rows(datatype, shape, raw)
+
+
+def test_a_tensor_of_one_dimension_over_http_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Result:
+        def as_numpy(self, name: str) -> npt.NDArray[np.float32]:
+            return np.zeros(1, dtype=np.float32)
+
+    async def infer(*args: Any, **kwargs: Any) -> Result:
+        return Result()
+
+    async def run() -> None:
+        transport = transport_http.asynchronous(Address.parse("http://127.0.0.1:1"))
+        monkeypatch.setattr(transport, "_call", infer)
+        with pytest.raises(ModelContractError, match="gave no rows as 'label', expected 1 rows"):
+            await transport.infer(Signature.read(METADATA, {"max_batch_size": 64}), [b"good"], 1.0)
+        await transport.close()
+
+    asyncio.run(run())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
