@@ -63,9 +63,14 @@ class GrpcTransport(Transport):
             raw_input_contents=[pack_bytes(reviews)],
         )
         answer = await self._call(self._stub.ModelInfer, request, timeout_s)
+        outputs, contents = answer.outputs, answer.raw_output_contents
+        if len(contents) != len(outputs):
+            raise ValueError(
+                f"{len(outputs)} outputs came with {len(contents)} raw contents, expected one for each, as Triton sends them"
+            )
         return {
             output.name: unpack_rows(output.datatype, output.shape, raw)
-            for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+            for output, raw in zip(outputs, contents, strict=True)
         }
 
     async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:

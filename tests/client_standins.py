@@ -55,6 +55,7 @@ class Script:
         num_unavailable: this many inferences are answered `failure` before the first success.
         failure: `Unavailable`, `Unloaded` or `Cancelled`.
         before: called in each inference, to hold it up.
+        sends_raw: whether answers over gRPC carry their tensors as Triton does, or no raw contents.
         batches: the reviews of each inference, in order of arrival.
         num_descriptions: how often metadata was asked.
         most_at_once: most inferences on their way at one time.
@@ -65,6 +66,7 @@ class Script:
     num_unavailable: int = 0
     failure: Exception = field(default_factory=lambda: Unavailable("Exceeds maximum queue size"))
     before: Callable[[], object] = lambda: None
+    sends_raw: bool = True
     batches: list[list[bytes]] = field(default_factory=list)
     num_descriptions: int = 0
     most_at_once: int = 0
@@ -129,7 +131,8 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             array = np.array(column, dtype=np.object_ if datatype == "BYTES" else np.float32).reshape(len(rows), -1)
             response.outputs.add(name=name, datatype=datatype, shape=array.shape)
             raw = serialize_byte_tensor(array).item() if datatype == "BYTES" else array.tobytes()
-            response.raw_output_contents.append(raw)
+            if self.script.sends_raw:
+                response.raw_output_contents.append(raw)
         return response
 
 
