@@ -66,7 +66,7 @@ class GrpcTransport(Transport):
         outputs, contents = answer.outputs, answer.raw_output_contents
         if len(contents) != len(outputs):
             raise ValueError(
-                f"{len(outputs)} outputs came with {len(contents)} raw contents, expected one for each, as Triton sends them"
+                f"{len(outputs)} outputs came with {len(contents)} raw contents, expected one for each, as from Triton"
             )
         return {
             output.name: unpack_rows(output.datatype, output.shape, raw)

@@ -239,7 +239,10 @@ def test_answers_that_are_not_tritons_are_told_so(predict: Any, answers: list[st
 
 def test_an_answer_without_raw_contents_is_told_so(predict: Any) -> None:
     """As from another server of KServe's protocol, which may send its tensors typed."""
-    with stand_in("grpc", Script(sends_raw=False)) as url, pytest.raises(ServerError, match="3 outputs came with 0 raw"):
+    with (
+        stand_in("grpc", Script(sends_raw=False)) as url,
+        pytest.raises(ServerError, match="3 outputs came with 0 raw"),
+    ):
         predict(url, retry=ONCE)
 
 
