@@ -130,6 +130,14 @@ def classifier_counts(server: Server) -> dict[str, int]:
     raise AssertionError(f"the classifier never comes to rest: {seen}")
 
 
+def await_log(log_file: Path, words: str) -> None:
+    """Returns once the server has logged `words`: a model's lines have a thread of their own, and answers pass them."""
+    deadline_s = time.monotonic() + 10
+    while words not in (log := log_file.read_text()):
+        assert time.monotonic() < deadline_s, f"{words!r} is never logged:\n{log}"
+        time.sleep(0.05)
+
+
 def texts(reviews: list[str]) -> list[dict[str, Any]]:
     """Returns the input tensor of `infer` for `reviews`."""
     return [{"name": "text", "datatype": "BYTES", "shape": [len(reviews), 1], "data": reviews}]

@@ -181,7 +181,7 @@ def test_a_failure_of_the_engine_is_the_servers_and_is_logged(own_repository: Pa
         status, answer = serving.infer(server, serving.texts(["good good"]))
         assert status == 500  # /generate says 400 whatever it is
         assert "no memory, on purpose" in answer["error"]
-        assert "no memory, on purpose" in (tmp_path / "triton.log").read_text()
+        serving.await_log(tmp_path / "triton.log", "no memory, on purpose")
         assert serving.generate(server, "good")[0] == 200
         with SentimentClient(server.grpc_url) as client, pytest.raises(ServerError, match="on purpose"):
             client.predict(["good", "good good", "a good film"])

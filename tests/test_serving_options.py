@@ -97,7 +97,7 @@ def test_runtime_named_in_the_configuration_serves_the_same_answers_and_the_log_
 ) -> None:
     replace(changed / "classifier" / "config.pbtxt", 'string_value: "auto"', f'string_value: "{runtime}"')
     assert_same_answers(start(), server)
-    assert f"runs model.onnx in {runtime}" in (tmp_path / "triton.log").read_text()
+    serving.await_log(tmp_path / "triton.log", f"runs model.onnx in {runtime}")
 
 
 def add_version(repository: Path, labels: list[bytes]) -> None:
