@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.peers import shipped_engine
-from export.repository import MODEL_FILE, REPOSITORY
+from export.repository import MODEL_FILE, REPOSITORY, manifest_path
 
 if TYPE_CHECKING:  # the package imports every client, and the comparison imports this file where engines are timed
     from clients.prediction import Prediction
@@ -68,6 +68,16 @@ def _check_one(prediction: "Prediction", labels: Sequence[str]) -> None:
         raise WrongAnswerError(f"{prediction} came: score or label do not belong to the probabilities")
 
 
+def model_labels() -> list[str]:
+    """Returns the labels of this checkout's model, in the order of its probabilities.
+
+    Raises:
+        FileNotFoundError: this checkout has no model.
+    """
+    labels: list[str] = json.loads(_existing(manifest_path(REPOSITORY)).read_text(encoding="utf-8"))["labels"]
+    return labels
+
+
 def known_labels(reviews: Sequence[str], seed: int) -> dict[str, str]:
     """Returns the sure labels among a share of `reviews`, drawn with `seed`: each review alone, through this checkout's
     model, in this process. It takes some 20 to 100 ms a review.
@@ -75,9 +85,7 @@ def known_labels(reviews: Sequence[str], seed: int) -> dict[str, str]:
     Raises:
         FileNotFoundError: this checkout has no model.
     """
-    model_file = REPOSITORY / MODEL_FILE
-    if not model_file.exists():
-        raise FileNotFoundError(f"{model_file}: no such file, and known answers come from it: `make export` makes it")
+    _existing(REPOSITORY / MODEL_FILE)
     num_known = max(1, round(KNOWN_SHARE * len(reviews)))
     drawn = [reviews[index] for index in np.random.default_rng(seed).choice(len(reviews), num_known, replace=False)]
     infer = shipped_engine.open_engine(len(os.sched_getaffinity(0)))  # 0 would be every core, whatever taskset allows
@@ -87,6 +95,12 @@ def known_labels(reviews: Sequence[str], seed: int) -> dict[str, str]:
         if score >= SURE_SCORE:
             known[review] = label
     return known
+
+
+def _existing(file: Path) -> Path:
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file, and known answers come from it: `make export` makes it")
+    return file
 
 
 def write_known(path: Path, known: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Load-tests the service against its promise: p50 and p99 within 200 ms, at most 1 % failures, at a stated load.
 
-    python -m benchmarks.bench                             # profile smoke, about a minute
+    python -m benchmarks.bench                             # profile smoke, a minute and a half
     python -m benchmarks.bench --profile slo               # the promise at the stated load
     python -m benchmarks.bench --profile sweep             # highest rates, latency against rate; forty minutes
     python -m benchmarks.bench --profile soak --rate 30    # twenty minutes, memory must not grow
@@ -203,6 +203,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     ):
         bench = Bench(service, rules, source, folder)
         facts = describe(options, service, argv)
+        facts["rules"] = rules.of_run(options.profile, profile).model_dump(mode="json")
         _write_facts(facts, folder)  # a run that is killed can still be reported
         try:
             bench.run(profile)

@@ -19,6 +19,8 @@ SURGE = 1.5
 _AFTER_S = 30.0
 _MAX_DRAIN = 10
 """Times the event's length: how long a queue may take to drain before the simulation ends all the same."""
+_MEAN_OF = 1000
+"""Requests at least, of a mean latency."""
 _REQUESTS = 3_000_000
 _REPETITIONS = (3, 400)
 _BUCKETS = 40
@@ -64,7 +66,7 @@ def plan(found: Fit, rate_per_s: float, p99_ms: float, startup_s: float, detect_
     replicas = math.ceil(rate_per_s / highest)
     spare = replicas + 1
     usual = rate_per_s / spare
-    mean_s = float(np.mean(_simulate(found, usual, usual, 0.0, 600.0, 0)[1]))
+    mean_s = float(np.mean(_simulate(found, usual, usual, 0.0, max(600.0, _MEAN_OF / usual), 0)[1]))
     lost = usual * (detect_s + mean_s)  # still given, and in flight by Little's law
     failure = _scenario(found, usual, usual * spare / replicas, startup_s, detect_s)
     surge = _scenario(found, usual, usual * SURGE, startup_s)

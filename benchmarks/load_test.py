@@ -20,8 +20,6 @@ TIMEOUT_S = 10.0
 _ENDLESS_S = 60.0
 _AT_ONCE = 100
 """For so long, or so many, arrivals are drawn at once where the window has no end."""
-LABELS = ("negative", "positive")
-"""The contract of the model `sentiment`, in the order of its probabilities."""
 logger = logging.getLogger(__name__)
 
 
@@ -114,11 +112,13 @@ class LoadTest:
         self.urls = Urls(options.http_url, options.grpc_url, options.metrics_url)
         texts_of = (options.kind, options.source)
         self.reviews = _reviews(*texts_of)
+        self._labels = answers.model_labels()
         self._known = answers.read_known(options.known) if options.known else known_answers(*texts_of)
         self._order = texts.mixed_order([len(review) for review in self.reviews], options.source.seed)
         self._position = 0
         self._doors: dict[Protocol, Door] = {}
         self._samples: list[Sample] = []
+        self._first_wrong = ""
         self._in_flight = InFlight()
         self.start_s = time.perf_counter()
         """When the warm-up begins."""
@@ -150,10 +150,12 @@ class LoadTest:
         try:
             predictions = self._door(protocol).ask(reviews)
             done_s = time.perf_counter()
-            answers.check(predictions, LABELS, [self._known.get(review) for review in reviews])
+            answers.check(predictions, self._labels, [self._known.get(review) for review in reviews])
         except Exception as failure:  # whatever the service does under load is a failure of that request
             done_s = time.perf_counter()
             error = failure
+        if isinstance(error, answers.WrongAnswerError):
+            self._first_wrong = self._first_wrong or str(error)
         outcome = OK if error is None else type(error).__name__
         sample = Sample(due_s, sent_s, done_s, len(reviews), outcome, places[0])
         self._samples.append(sample)
@@ -214,6 +216,7 @@ class LoadTest:
         if not self._raw:
             logger.warning("stopped before the window had passed: %s.json is not written", self.options.out)
             return
+        self._raw["first_wrong_answer"] = self._first_wrong
         out = Path(self.options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         samples.write(out.with_name(out.name + SAMPLES_SUFFIX), self._samples, self.start_s)

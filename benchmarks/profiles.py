@@ -175,6 +175,10 @@ class Profiles(_Section):
     validity: Validity
     profiles: dict[str, Profile]
 
+    def of_run(self, name: str, profile: Profile) -> "Profiles":
+        """Returns these limits with the one profile that is run, as it is run: what the run is judged by for ever."""
+        return self.model_copy(update={"profiles": {name: profile}})
+
     def profile(self, name: str) -> Profile:
         """Returns the profile called `name`.
 

@@ -3,7 +3,8 @@
     python -m benchmarks.report artefacts/bench/sweep-20261123-150000
     python -m benchmarks.report                                        # the newest run
 
-A pure function of the raw files and of the limits in profiles.yaml: the same files give the same bytes.
+A pure function of the raw files, which hold the limits that the run had: the same files give the same bytes. Runs from
+before they did are judged by profiles.yaml, and any by the file that --profiles names.
 """
 
 import argparse
@@ -40,17 +41,21 @@ class ReportError(ValueError):
     """There is nothing to report on; the message says which command makes it."""
 
 
-def write(folder: Path, rules: Profiles) -> Path:
+def write(folder: Path, rules: Profiles | None = None) -> Path:
     """Writes report.html and the PNG files into `folder`; returns the page's path.
+
+    Judged by `rules`, by default those of the run.
 
     Raises:
         ReportError: `folder` holds no run.
+        ProfileError: it does not say by what it was judged, and profiles.yaml cannot be read.
     """
     run_file = folder / verdict.RUN_FILE
     summaries = verdict.read_all(folder)
     if not run_file.exists() or not summaries:
         raise ReportError(f"{folder} holds no run with measurements: `make bench` makes one")
     facts = json.loads(run_file.read_text())
+    rules = rules or (Profiles.model_validate(facts["rules"]) if "rules" in facts else profiles.load())
     images = dict(_images(summaries, rules, folder))
     for name, content in images.items():
         (folder / f"{name}.png").write_bytes(content)
@@ -125,6 +130,8 @@ def _page(
 def _facts(facts: dict[str, Any]) -> str:
     rows: Rows = [("what", "value")]
     for key, value in facts.items():
+        if key == "rules":  # above, as far as they matter
+            continue
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         rows.append((key, shown))
     return _table(rows)
@@ -226,10 +233,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__, formatter_class=ManPage)
     parser.add_argument("folder", type=Path, nargs="?", help="results folder of a run (default: the newest)")
-    parser.add_argument("--profiles", type=Path, default=profiles.PROFILES_FILE, metavar="FILE", help="its limits")
+    parser.add_argument("--profiles", type=Path, metavar="FILE", help="judge by this file's limits, not by the run's")
     options = parser.parse_args(argv)
     try:
-        print(write(options.folder or _newest(), profiles.load(options.profiles)))
+        rules = profiles.load(options.profiles) if options.profiles else None
+        print(write(options.folder or _newest(), rules))
     except (ReportError, ProfileError) as error:
         print(f"benchmarks.report: error: {error}", file=sys.stderr)
         return 2

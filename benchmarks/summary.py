@@ -58,6 +58,8 @@ class Summary:
     known_answers: int | None
     """Texts whose right answer was known; None where no answers were checked."""
     batching: Batching | None
+    first_wrong_answer: str
+    """What was wrong with it, in the warm-up or the window; "" for none, or where it was not kept."""
 
     @property
     def failures_percent(self) -> float:
@@ -175,6 +177,7 @@ def summarise(file: Path) -> Summary:
         generator_warning=raw["generator"].get("warning", ""),
         known_answers=raw.get("known_answers"),
         batching=triton_metrics.batching(snapshots["before"], snapshots["after"]) if snapshots else None,
+        first_wrong_answer=raw.get("first_wrong_answer", ""),
     )
 
 

@@ -82,7 +82,8 @@ def broken_by(summary: Summary, limits: Limits) -> list[str]:
     Wrong answers always, failures beyond their limit in all but a search's probes, the other limits where it is gated.
     """
     wrong = summary.failures.get(WRONG_ANSWER, 0)
-    reasons = [f"{wrong} wrong answers"] if wrong else []
+    first = f", the first: {summary.first_wrong_answer}" if summary.first_wrong_answer else ""
+    reasons = [f"{wrong} wrong answers{first}"] if wrong else []
     if summary.gate:
         reasons += summary.broken(limits)
     elif not summary.load.probe and summary.failures_percent > limits.failures_percent:

@@ -16,18 +16,19 @@ import numpy as np
 import pytest
 from serving import CHECKOUT
 
-from benchmarks import answers, arrivals, doors, load_test, locust_run, samples, texts, triton_metrics
+from benchmarks import answers, arrivals, doors, load_test, locust_run, samples, texts, triton_metrics, verdict
 from benchmarks.answers import WrongAnswerError
 from benchmarks.doors import Door, Urls
 from benchmarks.load_test import InFlight, LoadTest, Options
 from benchmarks.peers import shipped_engine
-from benchmarks.profiles import Load, Validity
+from benchmarks.profiles import Limits, Load, Validity
 from benchmarks.samples import OK, Sample
 from benchmarks.summary import Summary, summarise
 from benchmarks.texts import TextSource
 from clients import Prediction
-from export.repository import MODEL_FILE, REPOSITORY
+from export.repository import MODEL_FILE, REPOSITORY, manifest_path
 
+LIMITS = Limits(p50_ms=200, p99_ms=200, failures_percent=1)
 VALIDITY = Validity(max_generator_cpu_percent=85, max_littles_law_percent=2, max_disagreement_percent=15)
 POSITIVE = {"label": "positive", "score": 0.9, "probabilities": [0.1, 0.9]}
 SOURCE = TextSource(reviews=8)
@@ -106,6 +107,18 @@ def test_a_server_that_always_says_the_same_is_found_out(monkeypatch: pytest.Mon
     asked = [test.ask("grpc", 0.0) for _ in reviews]
     assert [sample.outcome for sample, _ in asked].count("WrongAnswerError") == SOURCE.reviews // 2
     assert any("expected 'negative' as the model of this checkout says" in str(error) for _, error in asked)
+
+
+def test_labels_are_those_of_the_checkouts_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    manifest = manifest_path(tmp_path)
+    manifest.parent.mkdir()
+    manifest.write_text(json.dumps({"labels": ["BAD", "GOOD"]}))
+    monkeypatch.setattr(answers, "REPOSITORY", tmp_path)
+    given = iter([Prediction("GOOD", 0.9, (0.1, 0.9)), Prediction("positive", 0.9, (0.1, 0.9))])
+    test = load_test_with(monkeypatch, tmp_path, lambda _: [next(given)], {})
+    (right, _), (wrong, error) = (test.ask("grpc", 0.0) for _ in range(2))
+    assert (right.outcome, wrong.outcome) == (OK, "WrongAnswerError")
+    assert str(error) == "label 'positive' came, expected one of ['BAD', 'GOOD']"
 
 
 def test_known_answers_come_from_the_model_and_a_fence_sitter_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +238,8 @@ def test_locust_keeps_what_is_under_way_at_the_end_and_finds_wrong_answers(
     assert found.load == LOAD
     assert set(found.failures) == {"WrongAnswerError"}
     assert found.failures["WrongAnswerError"] < found.requests
+    assert found.first_wrong_answer.startswith("'positive' came, expected 'negative'")
+    assert found.first_wrong_answer in verdict.broken_by(found, LIMITS)[0]
     assert (found.known_answers, found.invalid(VALIDITY)) == (SOURCE.reviews // 2, [])
     data = samples.read(tmp_path / "two.csv.gz")
     (_, end_s) = json.loads((tmp_path / "two.json").read_text())["window_s"]

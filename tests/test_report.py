@@ -1,6 +1,7 @@
 """The report, on raw files made here by a queue whose capacity is known. No server runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_report_is_one_page_that_needs_nothing_else(sweep: Path) -> None:
 def test_same_raw_files_give_the_same_report(sweep: Path) -> None:
     first = report.write(sweep, profiles.load()).read_bytes()
     assert report.write(sweep, profiles.load()).read_bytes() == first
+
+
+def test_report_judges_by_what_the_run_had_unless_told_otherwise(sweep: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "run"))
+    raw = json.loads((folder / "rates-30.json").read_text())
+    (folder / "rates-30.json").write_text(json.dumps({**raw, "gate": True}))
+    facts = json.loads((folder / verdict.RUN_FILE).read_text())
+    shipped = profiles.load()
+    lenient = shipped.model_copy(update={"limits": shipped.limits.model_copy(update={"p99_ms": 1e6})})
+    own = lenient.of_run("my own", shipped.profile("sweep"))
+    rules = {"rules": own.model_dump(mode="json")}
+    (folder / verdict.RUN_FILE).write_text(json.dumps({**facts, "profile": "my own", **rules}))
+    assert report.main([str(folder)]) == 0
+    assert "<p class=passed>passed: p50 &lt;= 200 ms, p99 &lt;= 1e+06 ms" in (folder / "report.html").read_text()
+    assert report.main([str(folder), "--profiles", str(profiles.PROFILES_FILE)]) == 0
+    assert "no profile &#x27;my own&#x27; is known here" in (folder / "report.html").read_text()
 
 
 def test_report_of_an_empty_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
