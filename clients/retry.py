@@ -45,7 +45,7 @@ class RetryPolicy:
 
         The jitter keeps clients that failed together from coming back together.
         """
-        longest_s = min(self.first_backoff_s * 2.0 ** (attempt - 1), self.max_backoff_s)
+        longest_s = min(self.first_backoff_s * 2.0 ** min(attempt - 1, 1000), self.max_backoff_s)
         return longest_s * (1 - jitter / 2)
 
 

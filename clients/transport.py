@@ -23,6 +23,18 @@ from clients.signature import Rows, Signature
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading an answer that is none of Triton's raises."""
 
+_NO_ROOM = frozenset(
+    [
+        *("StatusCode.UNAVAILABLE", "503"),
+        "StatusCode.CANCELLED",  # gRPC's, for a server that stops
+        *("StatusCode.RESOURCE_EXHAUSTED", "429", "502"),  # a gateway's
+    ]
+)
+"""Statuses of a server that cannot answer now."""
+
+_NO_CONNECTION = "failed to connect to all addresses"
+"""gRPC's own words, in place of an answer."""
+
 _UNLOADED = "has no available versions"
 """In what Triton says of a model that it has but does not serve: while it stops, and where loading it failed. A model
 that it does not have "is not found"."""
@@ -100,10 +112,8 @@ class Transport(ABC):
         `status` is an HTTP status in digits or gRPC's as `StatusCode.NAME`, `reason` the message beside it.
         """
         url = self.address.url
-        if status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "429", "502", "503"):  # two are a gateway's
-            self._unavailable(error, reason)
-        if _UNLOADED in reason:
-            self._unavailable(error, reason)
+        if status in _NO_ROOM or _UNLOADED in reason:
+            self._unavailable(error, reason, was_answered=_NO_CONNECTION not in reason)
         if status in ("StatusCode.DEADLINE_EXCEEDED", "504"):
             self._late(error)
         if status in ("StatusCode.NOT_FOUND", "404"):
@@ -114,10 +124,13 @@ class Transport(ABC):
             raise RequestRefusedError(f"{url} refused the request as invalid: {reason}", reason) from error
         raise ServerError(f"{url} failed with {status}: {reason}; look for errors in the server's log") from error
 
-    def _unavailable(self, error: Exception, reason: str) -> NoReturn:
-        """Raises `ServerUnavailableError`; tells a server that is not there from one that has no room."""
+    def _unavailable(self, error: Exception, reason: str, was_answered: bool = False) -> NoReturn:
+        """Raises `ServerUnavailableError`; tells a server that is not there from one that has no room.
+
+        What a server, or a gateway in front of one, answered came from where something listens, whatever it says.
+        """
         url = self.address.url
-        if "refused" in reason.lower() or "connect call failed" in reason.lower():
+        if not was_answered and ("refused" in reason.lower() or "connect call failed" in reason.lower()):
             raise ServerUnavailableError(
                 f"nothing listens at {url}: start the server with `make serve`, or correct the URL ({reason})"
             ) from error

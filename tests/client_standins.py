@@ -41,6 +41,10 @@ class Cancelled(Exception):
     """To be answered with CANCELLED, as gRPC does when the server goes, or 503."""
 
 
+class Exhausted(Exception):
+    """To be answered with RESOURCE_EXHAUSTED or 429, as a gateway does that limits requests."""
+
+
 class Refused(Exception):
     """To be answered with INVALID_ARGUMENT or 400."""
 
@@ -53,7 +57,7 @@ class Script:
         max_batch_size: as the model's configuration says.
         refuses: a request with such a review is refused as a whole.
         num_unavailable: this many inferences are answered `failure` before the first success.
-        failure: `Unavailable`, `Unloaded` or `Cancelled`.
+        failure: `Unavailable`, `Unloaded`, `Cancelled` or `Exhausted`.
         before: called in each inference, to hold it up.
         sends_raw: whether answers over gRPC carry their tensors as Triton does, or no raw contents.
         batches: the reviews of each inference, in order of arrival.
@@ -124,6 +128,8 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: igno
             context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except Cancelled as error:
             context.abort(grpc.StatusCode.CANCELLED, str(error))
+        except Exhausted as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except Refused as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         response = service_pb2.ModelInferResponse(model_name=MODEL)
@@ -166,6 +172,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
             return self._answer(503, {"error": str(error)})
         except Unloaded as error:
             return self._answer(404, {"error": str(error)})
+        except Exhausted as error:
+            return self._answer(429, {"error": str(error)})
         except Refused as error:
             return self._answer(400, {"error": str(error)})
         outputs = []

@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_standins import MODEL, Cancelled, Script, Unloaded, free_port, socket_server, stand_in, wait_until
+from client_standins import (
+    MODEL,
+    Cancelled,
+    Exhausted,
+    Script,
+    Unavailable,
+    Unloaded,
+    free_port,
+    socket_server,
+    stand_in,
+    wait_until,
+)
 
 import clients.client
 from clients import (
@@ -139,9 +150,10 @@ def test_a_busy_server_is_asked_again_until_it_has_room(predict: Any, scheme: st
     [
         pytest.param(Unloaded(f"Request for unknown model: '{MODEL}' has no available versions"), id="models gone"),
         pytest.param(Cancelled("CANCELLED"), id="calls cancelled"),
+        pytest.param(Exhausted("too many requests"), id="a gateway's limit"),
     ],
 )
-def test_a_server_that_stops_is_asked_again(predict: Any, scheme: str, failure: Exception) -> None:
+def test_a_server_that_cannot_answer_now_is_asked_again(predict: Any, scheme: str, failure: Exception) -> None:
     script = Script(num_unavailable=2, failure=failure)
     with stand_in(scheme, script) as url:
         assert predict(url, retry=QUICK) == "positive"
@@ -154,6 +166,15 @@ def test_a_server_that_stays_busy_is_given_up(predict: Any, scheme: str) -> None
     with stand_in(scheme, script) as url, given_up:
         predict(url, retry=QUICK)
     assert len(script.batches) == 3
+
+
+def test_a_gateway_whose_server_is_not_there_is_not_taken_for_it(predict: Any, scheme: str) -> None:
+    script = Script(num_unavailable=99, failure=Unavailable("upstream connect error: Connection refused"))
+    with (
+        stand_in(scheme, script) as url,
+        pytest.raises(ServerUnavailableError, match=rf"^{url} is unavailable: .*upstream connect error"),
+    ):
+        predict(url, retry=ONCE)
 
 
 def test_a_server_that_comes_back_is_found_again(scheme: str) -> None:

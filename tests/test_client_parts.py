@@ -139,6 +139,13 @@ def test_attempts_are_bounded() -> None:
     assert len(time.sleeps_s) == 2
 
 
+def test_many_attempts_wait_no_longer_than_the_longest() -> None:
+    time = FakeTime()
+    with pytest.raises(ServerUnavailableError, match="attempts: 1500"):
+        time.run(failing(9999, ServerUnavailableError("busy")), RetryPolicy(1500, 0.001, 0.002), timeout_s=1e6)
+    assert max(time.sleeps_s) <= 0.002
+
+
 def test_no_attempt_starts_after_the_deadline() -> None:
     time = FakeTime()
     with pytest.raises(ServerUnavailableError, match="attempts: 2"):
