@@ -29,7 +29,7 @@ from local_server.options import parse
 from local_server.preflight import check
 from local_server.readiness import SAMPLE, first_answer, wait_for_death
 from local_server.signals import interrupt_on_signals
-from local_server.triton import triton
+from local_server.triton import close_shared_memory, triton
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             host = "127.0.0.1" if options.address == "0.0.0.0" else options.address
             url = f"http://{host}:{options.http_port}/v2/models/sentiment/generate"
             answer = first_answer(server, url)
+            close_shared_memory(options)
             log = os.path.relpath(options.log_file)
             print(f"Triton answers after {time.monotonic() - started_s:.1f} s; Ctrl-C stops it. Log: {log}")
             print(f"\n  curl -s {url} \\\n    -d '{json.dumps(SAMPLE)}'\n  {answer}\n")

@@ -7,6 +7,7 @@ tokenizer's process had died.
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 
 URL = "http://127.0.0.1:8000/v2/models/sentiment/generate"
@@ -20,6 +21,9 @@ def main(url: str = URL) -> int:
     try:
         with opener.open(request, timeout=TIMEOUT_S) as response:
             answer = json.load(response)
+    except urllib.error.HTTPError as error:  # its text alone tells a refusal from overload: /generate says 400 to all
+        print(f"no prediction from {url}: {error}: {error.read().decode(errors='replace').strip()}", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         print(f"no prediction from {url}: {error}", file=sys.stderr)
         return 1

@@ -32,6 +32,8 @@ RESTRICTED_APIS = "shared-memory,trace,logging,model-repository"
 KEY_HEADER = "sentiment-control-key"
 STACK_BYTES = 64 << 20
 """Of each server thread: Triton's HTTP library copies a form body (what `curl -d` sends) to the stack twice."""
+OPEN_FILES = 1 << 16
+"""At most: of the usual 1,024, idle connections, which Triton never closes, can take all."""
 
 
 def choose_configuration(wanted: str, on_mismatch: str, repository: Path) -> tuple[str, str]:
@@ -120,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: RET503  (execvp doe
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
+    files, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, min(OPEN_FILES, limit)), limit))
     os.execvp(line[0], line)
 
 

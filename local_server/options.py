@@ -43,6 +43,8 @@ def parse(argv: Sequence[str] | None, description: str | None) -> argparse.Names
         help="one more flag of tritonserver, as in --triton-flag=--rate-limit-resource=core:1; may be repeated",
     )
     options = parser.parse_args(argv)
+    if not options.log_file.name:
+        parser.error(f"argument --log-file: {str(options.log_file)!r} came, expected the name of a file")
     name = re.sub(r"\bPORT\b", str(options.http_port), options.log_file.name)  # not within REPORT
     options.log_file = options.log_file.with_name(name)
     return options

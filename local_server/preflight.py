@@ -15,13 +15,14 @@ from export.engine_manifest import engine_manifest_path
 from export.repository import recover, verify
 from local_server.errors import ServeError
 from local_server.options import PORTS
-from local_server.processes import listener
+from local_server.processes import listeners, name_of
 from local_server.wheel import SHELL_SPECIAL, libpython_folder
 
 MIN_SHM_BYTES = 32 << 20
 """Free shared memory needed: texts and tokens reach the models' processes through it. Each takes 1 MiB to start, a
-full batch of the longest IMDb reviews 1 MiB more, a 10 MB text 10 MiB until it is refused, 64 reviews of the largest
-accepted size 20. A request for which the memory is too small gets an error and the server goes on."""
+full batch of the longest IMDb reviews 1 MiB more, 64 reviews of the largest accepted size 20, a 10 MB text 10 MiB
+though it is refused; what has grown stays so. A request for which the memory is too small gets an error and the server
+goes on."""
 
 
 def check(options: argparse.Namespace) -> None:
@@ -86,13 +87,15 @@ def _check_folders() -> None:
 
 
 def _check_flags(flags: Sequence[str]) -> None:
-    closed = [*(f"--{port}-address" for port in PORTS), "--allow-sagemaker", "--allow-vertex-ai"]
+    listening = [f"--{name}-{what}" for name in PORTS for what in ("address", "port")]
+    closed = [*listening, "--allow-http", "--allow-grpc", "--allow-sagemaker", "--allow-vertex-ai"]
     for flag in flags:
         name = flag.partition("=")[0]  # Triton takes shortened ones too, and the last of several
         if len(name) > len("--") and any(full.startswith(name) for full in closed):
             raise ServeError(
-                f"--triton-flag={flag} came: where the ports listen is for --address to say, and the endpoints of "
-                "SageMaker and Vertex AI, which listen everywhere, stay closed"
+                f"--triton-flag={flag} came: where the ports listen is for --address, --http-port, --grpc-port and "
+                "--metrics-port to say, HTTP and gRPC stay open, and the endpoints of SageMaker and Vertex AI, which "
+                "listen everywhere, closed"
             )
     if any(flag.rpartition("=")[2].lower() == "poll" for flag in flags):  # of a shortened flag too
         raise ServeError(
@@ -117,5 +120,6 @@ def _check_ports(options: argparse.Namespace) -> None:
                     remedy = f"stop that process, or {remedy}"
                 elif error.errno == errno.EADDRNOTAVAIL:
                     remedy = "give --address an address of this machine"
-                reason = f"{error.strerror}{listener(port)}"
+                owner = "".join(f" by process {process} ({name_of(process)})" for process in listeners(port)[:1])
+                reason = f"{error.strerror}{owner}"
                 raise ServeError(f"{name} port {options.address}:{port} cannot be used: {reason}; {remedy}") from error

@@ -6,16 +6,24 @@ import os
 from pathlib import Path
 
 
-def listener(port: int) -> str:
-    """Returns which process listens on `port`, as far as this user may see it: " by process 12 (name)", else ""."""
+def listeners(port: int) -> list[int]:
+    """Returns the processes that listen on `port`, on whatever address, as far as this user may see them."""
     sockets = [line.split() for file in glob.glob("/proc/net/tcp*") for line in Path(file).read_text().splitlines()]
     listening = {f"socket:[{s[9]}]" for s in sockets if s[3] == "0A" and s[1].endswith(f":{port:04X}")}
+    found = set()
     for handle in glob.glob("/proc/[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if os.readlink(handle) in listening:
-                process = handle.split("/")[2]
-                return f" by process {process} ({Path(f'/proc/{process}/comm').read_text(errors='replace').strip()})"
-    return ""
+                found.add(int(handle.split("/")[2]))
+    return sorted(found)
+
+
+def name_of(process: int) -> str:
+    """Returns the name of `process`, "" if it has ended."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def children(process: int) -> list[int]:

@@ -22,6 +22,10 @@ STACK_BYTES = 64 << 20
 """Of each Triton thread. Its HTTP library copies a body of type application/x-www-form-urlencoded, which is what
 `curl -d` sends, to the stack twice: with the usual 8 MiB a text of 5 MB kills the server."""
 
+OPEN_FILES = 1 << 16
+"""Of Triton at most, where the hard limit allows. Beside idle connections, which it never closes, the usual 1,024 run
+out: then it answers nobody, and logs so a hundred thousand times a second."""
+
 STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 
 
@@ -29,7 +33,7 @@ STOP_TIMEOUT_S = 4  # from the signal to killing Triton, below the 5 s promised
 def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
     """Runs Triton, its output in the log file; ends it on the way out, gently first. Holds signals from here on."""
     hold_signals()
-    shm_prefix = f"triton_{os.getpid()}_{options.http_port}_"
+    shm_prefix = _shm_prefix(options)
     with tempfile.TemporaryDirectory(prefix="triton-") as name, _opened(options.log_file) as log:
         folder = Path(name)
         wheel.link_python_backend(folder / "python")
@@ -54,8 +58,25 @@ def triton(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
             if guard is not None:
                 guard.kill()
                 guard.communicate()
-            for region in glob.glob(f"/dev/shm/{shm_prefix}*"):  # a killed Triton leaves them behind
-                os.unlink(region)
+            for region in _regions(shm_prefix):  # a killed Triton leaves them behind
+                region.unlink()
+
+
+def close_shared_memory(options: argparse.Namespace) -> None:
+    """Keeps other users of this machine from reading the reviews that pass through the server's shared memory.
+
+    Once its models are loaded: Triton opens each region for all to read, whatever the umask.
+    """
+    for region in _regions(_shm_prefix(options)):
+        region.chmod(0o600)
+
+
+def _shm_prefix(options: argparse.Namespace) -> str:
+    return f"triton_{os.getpid()}_{options.http_port}_"
+
+
+def _regions(shm_prefix: str) -> list[Path]:
+    return [Path(region) for region in glob.glob(f"/dev/shm/{shm_prefix}*")]
 
 
 def _guard(group: int, shm_prefix: str, folder: str) -> "subprocess.Popen[bytes]":
@@ -75,12 +96,21 @@ def _before_exec() -> None:
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (stack, limit))
+    files, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, min(OPEN_FILES, limit)), limit))
 
 
 def _opened(log_file: Path) -> BinaryIO:
+    """Returns the file to log to, empty; what it held is kept beside it: it may tell why the server had to start again.
+
+    Raises:
+        ServeError: it cannot be written.
+    """
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        return log_file.open("wb")
+        if log_file.is_file() and log_file.stat().st_size:
+            log_file.replace(log_file.with_name(f"{log_file.name}.1"))
+        return log_file.open("ab")
     except OSError as error:
         raise ServeError(f"--log-file {log_file} cannot be written: {error.strerror}; name another") from error
 
@@ -97,9 +127,11 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _log_errors(log_file: Path, max_lines: int = 12) -> str:
     """Returns the last lines of Triton's log that tell of errors, or its last lines if none does."""
+    if not log_file.is_file():  # deleted meanwhile, or a pipe, which this process would wait for the end of
+        return ""
     try:
         log = log_file.read_text(errors="replace")
-    except OSError:  # deleted meanwhile: no reason to say nothing of why Triton died
+    except OSError:  # no reason to say nothing of why Triton died
         return ""
     lines = [line for line in log.splitlines() if line.strip() and line[0] not in "|+"]
     # Without a GPU Triton logs errors about CUDA and serves all the same.

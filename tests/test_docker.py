@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 
 from export import engine_manifest
 from local_server.arguments import CLOSED_APIS, KEY_HEADER
-from local_server.triton import STACK_BYTES
+from local_server.triton import OPEN_FILES, STACK_BYTES
 
 DOCKER = CHECKOUT / "docker"
 DOCKERFILES = ("Dockerfile", "Dockerfile.export")
@@ -153,7 +153,8 @@ def test_container_closes_what_the_local_server_closes() -> None:
         assert set(CLOSED_APIS.split(",")) <= set(value.partition("=")[2].partition(":")[0].split(","))
     assert f"KEY_HEADER = {KEY_HEADER!r}".replace("'", '"') in (DOCKER / "start.py").read_text()
     assert "STACK_BYTES = 64 << 20\n" in (DOCKER / "start.py").read_text()
-    assert STACK_BYTES == 64 << 20
+    assert "OPEN_FILES = 1 << 16\n" in (DOCKER / "start.py").read_text()
+    assert (STACK_BYTES, OPEN_FILES) == (64 << 20, 1 << 16)
     assert [a for a in arguments if a.startswith("--model-repository")] == ["--model-repository=/models"]
 
 
@@ -210,14 +211,21 @@ def test_metrics_address_is_the_one_that_prometheus_asks() -> None:
 
 
 def test_health_check_asks_something_new_each_time_and_wants_a_label() -> None:
-    texts, answers = [], [b'{"label": "positive"}', b'{"label": "negative"}', b'{"error": "no model"}']
+    texts = []
+    answers = [
+        (200, b'{"label": "positive"}'),
+        (200, b'{"label": "negative"}'),
+        (200, b'{"error": "no model"}'),
+        (400, b'{"error":"Exceeds maximum queue size"}'),
+    ]
 
     class Model(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             texts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
-            self.send_response(200)
+            status, answer = answers[len(texts) - 1]
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(answers[len(texts) - 1])
+            self.wfile.write(answer)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -227,8 +235,9 @@ def test_health_check_asks_something_new_each_time_and_wants_a_label() -> None:
         command = [sys.executable, "-S", str(DOCKER / "healthcheck.py"), f"http://127.0.0.1:{server.server_port}"]
         runs = [subprocess.run(command, capture_output=True, text=True) for _ in answers]
         server.shutdown()
-    assert [run.returncode for run in runs] == [0, 0, 1]
-    assert "expected a label" in runs[-1].stderr
+    assert [run.returncode for run in runs] == [0, 0, 1, 1]
+    assert "expected a label" in runs[2].stderr
+    assert "Exceeds maximum queue size" in runs[3].stderr
     assert len(set(texts)) == len(answers), "a response cache would answer without the models"
 
 

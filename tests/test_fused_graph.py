@@ -115,6 +115,13 @@ def test_what_is_not_int8_stays_as_it_is(files: dict[str, Path], rows: list[list
     np.testing.assert_allclose(logits, plain(files["fp32"], batch(rows))[0], atol=1e-5)
 
 
+def test_facts_of_others_in_the_file_are_left_alone(files: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(files["int8"])
+    model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    onnx.save(model, tmp_path / "model.onnx")
+    assert fused(tmp_path / "model.onnx")[1]
+
+
 def test_limits_of_the_inputs_are_those_of_the_file(files: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="expected 0 to"):
         Engine(files["int8"], num_threads=1, runtime=ONNXRUNTIME).run(OUTPUTS, batch([[10**6]]))

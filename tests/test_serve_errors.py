@@ -4,17 +4,22 @@ import contextlib
 import ctypes
 import glob
 import http.client
+import http.server
 import os
+import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import serving
@@ -28,7 +33,8 @@ from local_server.arguments import EXIT_TIMEOUT_S
 from local_server.errors import ServeError
 from local_server.options import parse
 from local_server.preflight import check
-from local_server.processes import children
+from local_server.processes import children, name_of
+from local_server.readiness import first_answer
 from local_server.triton import STOP_TIMEOUT_S
 from local_server.wheel import libpython_folder
 
@@ -207,9 +213,13 @@ Runner.run = _run_or_fail
 
 
 @pytest.mark.parametrize(
-    "flag", ["--http-address=0.0.0.0", "--grpc-address=0.0.0.0", "--metrics-addr=0.0.0.0", "--allow-sage=true"]
+    "flag",
+    [
+        *("--http-address=0.0.0.0", "--grpc-address=0.0.0.0", "--metrics-addr=0.0.0.0", "--allow-sage=true"),
+        *("--http-port=1", "--grpc-p=1", "--metrics-port=1", "--allow-http=false"),
+    ],
 )
-def test_an_address_is_not_slipped_past_the_check_as_a_flag(
+def test_a_place_to_listen_is_not_slipped_past_the_check_as_a_flag(
     run: Callable[..., subprocess.CompletedProcess[str]], flag: str
 ) -> None:
     result = run(f"--triton-flag={flag}")
@@ -254,6 +264,44 @@ def test_a_log_that_cannot_be_written_is_named(run: Callable[..., subprocess.Com
     result = run("--log-file=/proc/no/such.log")
     assert result.returncode == 1
     assert "--log-file /proc/no/such.log cannot be written: No such file or directory" in result.stderr
+
+
+def test_a_log_that_has_no_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--log-file=."], None)
+    assert "argument --log-file: '.' came, expected the name of a file" in capsys.readouterr().err
+
+
+def test_the_log_before_is_kept(
+    run: Callable[..., subprocess.CompletedProcess[str]], own_repository: Path, tmp_path: Path
+) -> None:
+    """Under a supervisor it is the one that tells why the server ended."""
+    (own_repository / "classifier" / "1" / "model.py").write_text("raise RuntimeError('broken on purpose')\n")
+    for name in ("triton.log", "triton.log.1"):
+        assert run().returncode == 1
+        assert (tmp_path / name).read_text().count("broken on purpose") > 0
+
+
+def test_another_servers_answer_is_not_taken_for_this_ones() -> None:
+    """As when two start at once: both find the ports free, and only one gets them."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"label": "positive"}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with (
+        http.server.HTTPServer(("127.0.0.1", 0), Other) as other,
+        subprocess.Popen(["sleep", "1"]) as ours,
+    ):
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(ServeError, match="Triton ended while starting"):
+            first_answer(ours, f"http://127.0.0.1:{other.server_port}/")
+        other.shutdown()
 
 
 def test_a_model_repository_may_have_a_space_in_its_path(repository: Path, tmp_path: Path) -> None:
@@ -396,6 +444,62 @@ def test_a_death_while_serving_is_told_and_ends_it(
     assert server.process.wait(timeout=60) == 1
     assert reason in capfd.readouterr().err
     wait_until_gone(server)
+
+
+def test_a_death_is_told_where_the_log_is_a_pipe(repository: Path) -> None:
+    """Which cannot be read back for the reason: it would never end."""
+    line = command(repository, Path("/dev/stdout"), free_ports())
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        next(line for line in process.stdout if line.startswith("gRPC "))
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        try:
+            (triton,) = (pid for pid in children(process.pid) if "tritonserver" in name_of(pid))
+            os.kill(triton, signal.SIGKILL)
+            assert process.wait(timeout=60) == 1
+            assert "Triton ended, killed by SIGKILL" in process.stderr.read()
+        finally:
+            process.kill()
+
+
+# ---- what it bears ---------------------------------------------------------------------------------------------------
+
+
+def test_idle_connections_beyond_the_usual_limit_of_files_keep_nobody_out(repository: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        server = serving.start(repository, tmp_path / "triton.log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    try:
+        with contextlib.ExitStack() as idle:
+            for _ in range(300):
+                idle.enter_context(socket.create_connection(("127.0.0.1", server.ports["http"])))
+            assert serving.generate(server, "good")[0] == 200
+    finally:
+        server.stop()
+
+
+def test_shared_memory_is_for_its_user_alone(own_server: Server) -> None:
+    assert serving.generate(own_server, "good")[0] == 200
+    regions = list(Path("/dev/shm").glob(f"triton_{own_server.process.pid}_*"))
+    assert regions
+    assert {stat.S_IMODE(region.stat().st_mode) & 0o077 for region in regions} == {0}
+
+
+@pytest.mark.xfail(strict=True, reason="Triton 2.51.0 dies of it (SIGSEGV): README, Limits")
+def test_deeply_nested_lists_end_nothing(own_server: Server) -> None:
+    depth = 300_000
+    body = b'{"text": ' + b"[" * depth + b'"good"' + b"]" * depth + b"}"
+    try:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            serving.post(f"{own_server.http_url}/v2/models/sentiment/generate", body)
+        assert serving.generate(own_server, "good")[0] == 200
+    finally:
+        own_server.process.terminate()
+        own_server.process.wait(timeout=60)
 
 
 @pytest.mark.xfail(strict=True, reason="Triton 2.51.0 dies of it (SIGFPE): README, Limits")

@@ -31,8 +31,8 @@ def fused(model_file: Path) -> tuple[bytes, bool]:
     model = onnx.load(model_file)
     graph = _Graph(model.graph)
     num_int8 = _fuse_products(graph)
-    facts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-    _fuse_attention(graph, min_kept_tokens=facts.get("min_kept_tokens", 0))
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    _fuse_attention(graph, min_kept_tokens=json.loads(facts.get("min_kept_tokens", "0")))
     graph.close()
     del model.graph.value_info[:]  # shapes of tensors that may be gone
     model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
