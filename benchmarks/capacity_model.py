@@ -104,8 +104,8 @@ class Service:
     max_merged: int = 64
     """Reviews that an execution takes at most; the default is the classifier's `max_batch_size`."""
     paces: tuple[float, ...] = (1.0,)
-    """A review's time over what `per_token_s` says, in each of the runs that were measured: machines are slower and
-    faster from minute to minute. They take turns, each for `PACE_LASTS_S`."""
+    """A review's time over what `per_token_s` says, in each of the runs that tell: machines are slower and faster from
+    minute to minute. They take turns, each for `PACE_LASTS_S`."""
 
     def saturated_per_s(self, mean_tokens: float) -> float:
         """Returns reviews a second, in the long run, while all instances are busy."""
@@ -274,12 +274,16 @@ def as_measured_ms(service: Service, run: Measured, repetitions: Sequence[Reques
     return np.asarray(np.median(found, axis=0), dtype=np.float64)
 
 
-def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, list[Service]]:
+def calibrate(
+    base: Service, measured: Sequence[Measured], busy_from_per_s: float = 0.0
+) -> tuple[Service, list[Service]]:
     """Returns `base` with the paces of the measured runs and the noise that is closest to them, and the same without
     each of these runs in turn.
 
-    A run's pace is that at which the simulated p50 is the measured one. Closest: the sum of absolute differences of
-    logarithms of the other percentiles, in the median run, so that one in a bad minute decides nothing.
+    Paces are of the runs with at least `busy_from_per_s`, where there are any: a machine that is mostly idle may be
+    slower, up to 1.28 times in one sweep, and what is predicted is not. A run's pace is that at which the simulated p50
+    is the measured one. Closest: the sum of absolute differences of logarithms of the other percentiles, in the median
+    run, so that one in a bad minute decides nothing.
     """
     tried = [
         replace(base, noise=noise, noise_lasts_s=lasting_s)
@@ -295,7 +299,8 @@ def calibrate(base: Service, measured: Sequence[Measured]) -> tuple[Service, lis
 
     def best(among: Sequence[int]) -> Service:
         row = int(np.argmin(np.median(errors[:, among], axis=1)))
-        return replace(tried[row], paces=tuple(paces[row, among].tolist()))
+        busy = [index for index in among if measured[index].rate_per_s >= busy_from_per_s] or among
+        return replace(tried[row], paces=tuple(paces[row, busy].tolist()))
 
     every = range(len(measured))
     return best(every), [best([other for other in every if other != one]) for one in every]

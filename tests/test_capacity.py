@@ -309,6 +309,9 @@ def test_calibration_finds_the_pace_of_each_run_and_the_noise(fast: None) -> Non
     assert (found.noise, found.noise_lasts_s) == (0.14, 1.0)
     np.testing.assert_allclose(found.paces, paces, rtol=0.08)
     assert [len(other.paces) for other in without_one] == [len(paces) - 1] * len(paces)
+    busy, without_one = capacity_model.calibrate(base, runs, busy_from_per_s=runs[2].rate_per_s)
+    assert (busy.noise, busy.paces) == (found.noise, found.paces[2:])
+    assert [len(other.paces) for other in without_one] == [4, 4, 3, 3, 3, 3]
 
 
 def test_files_that_do_not_say_which_texts_were_sent_are_fitted_with_some_of_them(
@@ -330,7 +333,7 @@ def test_files_that_do_not_say_which_texts_were_sent_are_fitted_with_some_of_the
 def test_the_bound_that_the_run_states_counts_before_what_was_seen(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capacity_model, "calibrate", lambda base, measured: (base, [base]))
+    monkeypatch.setattr(capacity_model, "calibrate", lambda base, *_: (base, [base]))
     assert capacity_fit.fit(sweep, 200).service.max_merged == TRUE.max_merged
     for file in sweep.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -340,7 +343,7 @@ def test_the_bound_that_the_run_states_counts_before_what_was_seen(
 
 
 def test_another_p99_is_compared_with_what_keeps_that_one(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity_model, "calibrate", lambda base, measured: (base, [base]))
+    monkeypatch.setattr(capacity_model, "calibrate", lambda base, *_: (base, [base]))
     promised, stricter = (capacity_fit.fit(sweep, p99_ms) for p99_ms in (200, 100))
     assert promised.highest_per_s is not None
     assert stricter.highest_per_s is None  # the search was for the promise
