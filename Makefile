@@ -56,9 +56,9 @@ check: $(DEV_VENV)/.ready ## Lint and types
 train: $(DEV_VENV)/.ready ## Fine-tune (CONFIG=training/configs/smoke.yaml TRAIN_ARGS="-o ...")
 	@$(DEV_VENV)/bin/python -m training.train --config $(or $(CONFIG),training/configs/smoke.yaml) $(TRAIN_ARGS)
 
-evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, or on two examples
+evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, or on two examples (EVALUATE_ARGS=--help)
 	@$(DEV_VENV)/bin/python -m training.evaluate --model-path $(MODEL) \
-	  $(if $(DATA),--data $(DATA),--examples "Amazing movie!" "Terrible film.")
+	  $(if $(DATA),--data $(DATA),--examples "Amazing movie!" "Terrible film.") $(EVALUATE_ARGS)
 
 export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model (DATA=... EXPORT_ARGS="--install fp16")
 	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA)) $(EXPORT_ARGS)

@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import client_standins
 import onnx
 import pytest
+from client_standins import Script, stand_in
 from serving import Server
 
 from training import evaluate
@@ -44,6 +46,43 @@ def test_examples_are_labelled_by_a_running_server(server: Server, capsys: pytes
 def test_a_server_that_is_not_there_is_an_error_with_its_url(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["--model-path", "grpc://127.0.0.1:1", "--examples", "fine"]) == 2
     assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_a_server_whose_labels_have_another_order_is_an_error_that_names_the_remedy(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--model-path", server.grpc_url, "--examples", "Amazing movie!"]
+    assert evaluate.main([*asked, "--labels", "positive", "negative"]) == 2
+    output = capsys.readouterr()
+    assert f"{server.grpc_url} answers '" in output.err
+    assert "by the order ['positive', 'negative']: pass --labels" in output.err
+    assert not output.out
+    assert evaluate.main([*asked, "--labels", "negative", "neutral", "positive"]) == 2
+    assert "expected one for each of ['negative', 'neutral', 'positive']" in capsys.readouterr().err
+
+
+def test_a_server_whose_labels_are_spelt_otherwise_is_scored_once_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spelt_otherwise(review: bytes) -> client_standins.Row:
+        odds, label, score = row(review)
+        return odds, {"negative": "rotten", "positive": "fresh"}[label], score
+
+    row = client_standins._row
+    monkeypatch.setattr(client_standins, "_row", spelt_otherwise)
+    monkeypatch.setattr(client_standins, "MODEL", "sentiment")
+    reviews = tmp_path / "reviews.csv"
+    reviews.write_text("text,label\ngood 17,fresh\nbad 80,rotten\n")
+    with stand_in("grpc", Script()) as url:
+        assert evaluate.main(["--model-path", url, "--examples", "good 17"]) == 2
+        assert "answers 'fresh'" in capsys.readouterr().err
+        scored = evaluate_json(url, capsys, "--data", str(reviews), "--labels", "rotten", "fresh")["metrics"]
+        assert isinstance(scored, dict)
+        assert scored["accuracy"] == 1
+        reviews.write_text("text,label\ngood 17,up\nbad 80,down\n")  # the data's names need not be the model's
+        scored = evaluate_json(url, capsys, "--data", str(reviews), "--labels", "down", "up")["metrics"]
+        assert isinstance(scored, dict)
+        assert scored["accuracy"] == 1
 
 
 def test_an_onnx_file_without_a_tokenizer_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from training.scorers import (
     OnnxFileError,
     OnnxScorer,
     Scorer,
+    ServerLabelsError,
     ServerScorer,
     TokenizerNotFoundError,
 )
@@ -41,13 +42,13 @@ class ModelPathError(ValueError):
     """The model path names nothing that can be scored."""
 
 
-_REFUSALS = (ModelPathError, NoClassifierError, OnnxFileError, TokenizerNotFoundError)
+_REFUSALS = (ModelPathError, NoClassifierError, OnnxFileError, ServerLabelsError, TokenizerNotFoundError)
 
 
 def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
     """Returns the scorer for a checkpoint folder, a `.onnx` file, or a server's http:// or grpc:// URL.
 
-    `labels` are a server's names by id, which it does not tell: negative and positive if not given.
+    `labels` are the data's names by id, which a server does not tell: without them it is to have negative and positive.
 
     Raises:
         ModelPathError: none of the three, or a URL without a port.
@@ -58,7 +59,7 @@ def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
             Address.parse(model_path)
         except ValueError as error:
             raise ModelPathError(f"--model-path {error}") from error
-        return ServerScorer(model_path, labels or Data(source="").labels)
+        return ServerScorer(model_path, labels or Data(source="").labels, data_labels=labels is not None)
     path = Path(model_path)
     if path.suffix == ".onnx" and path.is_file():
         return OnnxScorer(path)
@@ -118,7 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-column", default="text", help="column of the reviews (%(default)s)")
     parser.add_argument("--label-column", default="label", help="column of labels, names or ids (%(default)s)")
     parser.add_argument(
-        "--labels", nargs="+", help="the data's label names in the order of the model's ids (default: the model's own)"
+        "--labels",
+        nargs="+",
+        help="the data's label names in the order of the model's ids (default: the model's own; a server does not tell "
+        "them and is taken to have negative positive: it is an error if it answers otherwise)",
     )
     parser.add_argument("--limit", type=positive, help="score this many reviews, drawn with a fixed seed")
     parser.add_argument("--output-json", type=Path, help="write the result here too")

@@ -30,6 +30,10 @@ class NoClassifierError(ValueError):
     """A checkpoint without a classifier's weights, such as base weights; the message says what is missing."""
 
 
+class ServerLabelsError(ValueError):
+    """A server answers with other labels than it was taken to have; the message says which, and what to pass."""
+
+
 class Scorer(Protocol):
     """Anything that turns raw reviews into class probabilities."""
 
@@ -153,15 +157,41 @@ class OnnxScorer(_EncodedScorer):
 
 
 class ServerScorer:
-    """A running server, one request per review, many in flight, so that its own batching is what is measured."""
+    """A running server, one request per review, many in flight, so that its own batching is what is measured.
 
-    def __init__(self, url: str, labels: list[str], max_in_flight: int = 32, timeout_s: float = 60.0) -> None:
-        self._url, self.labels = url, labels
+    It tells the label of each answer, not which id that has, so every answer is held against `labels`. Where these are
+    the `data_labels`, the server may name its own otherwise, but not give one of them another id.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        labels: list[str],
+        data_labels: bool = False,
+        max_in_flight: int = 32,
+        timeout_s: float = 60.0,
+    ) -> None:
+        self._url, self.labels, self._data_labels = url, labels, data_labels
         self._max_in_flight, self._timeout_s = max_in_flight, timeout_s
 
     def probabilities(self, reviews: Sequence[str]) -> Probabilities:
-        """Returns (N, C) probabilities in the order of `reviews`."""
+        """Returns (N, C) probabilities in the order of `reviews`.
+
+        Raises:
+            ServerLabelsError: an answer has another label than `labels` say, or not one probability for each.
+        """
         return asyncio.run(self._probabilities(reviews))
+
+    def _check_label(self, label: str, probabilities: Sequence[float]) -> None:
+        came = f"{self._url} answers {label!r} with the probabilities {[round(value, 4) for value in probabilities]}"
+        remedy = "pass --labels with the names of the labels in the order of the model's ids"
+        if len(probabilities) != len(self.labels):
+            raise ServerLabelsError(f"{came}, expected one for each of {self.labels}: {remedy}")
+        highest = max(probabilities)
+        # More than one in a tie.
+        expected = [name for name, value in zip(self.labels, probabilities, strict=True) if value == highest]
+        if label not in expected and (label in self.labels or not self._data_labels):
+            raise ServerLabelsError(f"{came}, expected {expected[0]!r} by the order {self.labels}: {remedy}")
 
     async def _probabilities(self, reviews: Sequence[str]) -> Probabilities:
         from clients import AsyncSentimentClient
@@ -175,6 +205,7 @@ class ServerScorer:
                 async def work() -> None:
                     for index, review in pending:  # one iterator shared by all workers
                         (prediction,) = await client.predict([review])
+                        self._check_label(prediction.label, prediction.probabilities)
                         rows[index] = prediction.probabilities
                         bar.update()
 
