@@ -186,6 +186,30 @@ def test_resume_after_a_kill_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(weights[name].equal(again[name]) for name in weights)
 
 
+def test_resume_of_a_run_that_had_stopped_early_does_not_train_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    # Its loss rises in steps 8, 12 and 16, and falls again in 20, so that another evaluation would change the result.
+    overrides = ("learning_rate=1e-2", "early_stopping_patience=3", "num_evaluations=35", "precision=fp32")
+    stops_early = [part for override in overrides for part in ("-o", f"training.{override}")]
+    assert run_smoke(tmp_path / "whole", *stops_early) == 0
+    assert "step 140 of 140" not in capsys.readouterr().out, "a run that trains to its end proves nothing"
+    score = train.score
+    monkeypatch.setattr(train, "score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_smoke(tmp_path, *stops_early)
+    monkeypatch.setattr(train, "score", score)
+    assert run_smoke(tmp_path, "--resume", *stops_early) == 0
+    resumed, whole = tmp_path / "smoke", tmp_path / "whole" / "smoke"
+    best, of_whole = (json.loads((run / "manifest.json").read_text())["best"] for run in (resumed, whole))
+    assert best == of_whole
+    weights, again = (load_file(run / "model.safetensors") for run in (resumed, whole))
+    assert all(weights[name].equal(again[name]) for name in weights)
+
+
 def test_evaluate_labels_examples(artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.json"
     examples = ["The acting was superb and moving.", "The script was dreadful and tedious."]

@@ -72,6 +72,20 @@ class _EpochOrder(LengthGroupedSampler):
 
 
 class _ResumableTrainer(Trainer):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **options: Any) -> Any:
+        """Trains, but of a run whose training had ended in that state, as by early stopping, loads the best weights.
+
+        The library's own goes on with it: the callback that stopped the run is only asked after another evaluation.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+                log.info("training had ended at step %d: nothing of it is left to do", state.global_step)
+                self.state = state
+                self._load_best_model()
+                return None
+        return super().train(resume_from_checkpoint, *others, **options)
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> _EpochOrder:
         reviews: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in reviews["input_ids"]]
