@@ -195,6 +195,31 @@ def test_export_that_fails_the_gate_installs_nothing(
     assert (repository / MODEL_FILE).read_bytes() == before
 
 
+def test_a_checkpoint_that_int8_alone_rounds_too_much_is_told_what_can_be_served(
+    tiny_checkpoint: Path,
+    files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compare(checkpoint: Path, onnx_file: Path, precision: str, reviews: list[str]) -> list[parity.Check]:
+        return [parity.Check(name="share of labels flipped", measured=float(precision in broken), limit=0)]
+
+    monkeypatch.setattr(graph, "build", lambda *arguments: files)
+    monkeypatch.setattr(parity, "compare", compare)
+    command = ["--checkpoint", str(tiny_checkpoint), "--output-dir", str(tmp_path), "--no-install"]
+    broken = ["int8"]
+    assert export_onnx.main(command) == 1
+    error = capsys.readouterr().err
+    assert "BROKEN in int8: nothing was installed" in error
+    assert f'make export CHECKPOINT={tiny_checkpoint} EXPORT_ARGS="--precision fp32 --install fp32"' in error
+    broken = ["fp16", "int8"]  # then it is not int8's rounding
+    assert export_onnx.main(command) == 1
+    error = capsys.readouterr().err
+    assert "BROKEN in fp16, int8: nothing was installed" in error
+    assert "EXPORT_ARGS" not in error
+
+
 def test_export_installs_a_set_that_verifies(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model_repository"
     (folder / "classifier").mkdir(parents=True)
