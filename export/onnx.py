@@ -82,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
     """Exports, checks and installs as `args` say; returns the exit status."""
     labels = read_labels(args.checkpoint)
     output = args.output_dir or args.checkpoint / "onnx"
-    print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
+    # All reviews before anything is built or an earlier file is replaced.
     calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train")
-    files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
     reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, leave_out=calibration)
+    print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
+    files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
     results, broken = _check(args.checkpoint, files, reviews)
     manifest = describe(args.checkpoint, labels, results)
     (output / "export.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -281,6 +281,27 @@ def test_reviews_that_calibrate_int8_are_not_those_of_its_gate(
     assert len(given["gate"]) == 100, "filled up where there are no others"
 
 
+@pytest.mark.parametrize("option", ["--data", "--calibration-data"])
+def test_reviews_that_cannot_be_read_end_the_export_before_it_replaces_anything(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    earlier = tmp_path / "fp32" / "model.onnx"
+    earlier.parent.mkdir()
+    earlier.write_text("an earlier one")
+    command = [
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--output-dir",
+        str(tmp_path),
+        "--precision",
+        "fp32",
+        "--no-install",
+    ]
+    assert export_onnx.main([*command, option, str(tmp_path / "absent.csv")]) == 2
+    assert "absent.csv: no such file" in capsys.readouterr().err
+    assert earlier.read_text() == "an earlier one"
+
+
 def test_a_tokenizer_without_truncation_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
