@@ -184,7 +184,7 @@ def compare(
     config = DistilBertConfig.from_pretrained(checkpoint)
     allowed = tolerance(precision, drops_tokens=bool(kept_percent(config)))
     rows = _mix_lengths(ReviewEncoder(checkpoint / "tokenizer.json").encode(reviews))
-    labels = list((config.id2label or {}).values())
+    labels = read_labels(checkpoint)
     expected = _checkpoint_logits(checkpoint, rows)  # (N, C)
     run = run or _runner(onnx_file, precision)
     batches = [run(tokens) for tokens in _batches(rows, BATCH_SIZE, precision)]

@@ -112,6 +112,16 @@ def test_gate_passes_what_export_made(tiny_checkpoint: Path, files: dict[str, Pa
     assert gate(tiny_checkpoint, files[precision], precision) == 0
 
 
+def test_gate_takes_labels_by_their_ids_in_whatever_order_the_checkpoint_lists_them(
+    tiny_checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["id2label"] = {"1": "positive", "0": "negative"}
+    (copy / "config.json").write_text(json.dumps(config))
+    assert gate(copy, files["fp32"]) == 0
+
+
 def scaled_weights(model: ModelProto) -> None:
     tensor = next(t for t in model.graph.initializer if len(t.dims) == 2 and t.data_type == TensorProto.FLOAT)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
