@@ -4,6 +4,7 @@ A build may quietly be fp32, as a precision flag that TensorRT 11 no longer has 
 read back and asserted.
 """
 
+import re
 from typing import Any
 
 _MATRIX_LAYERS = ("gemm", "matrix", "matmul", "fc", "mha", "attention", "conv")
@@ -34,8 +35,9 @@ def check_precision(layers: list[dict[str, Any]], expected: str) -> dict[str, in
             continue
         total += 1
         formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", [])).lower()
+        words = set(re.findall(r"\w+", formats))  # whole ones: a BFloat16 is no Float
         for precision, names in _NAMES.items():
-            counts[precision] += any(name in formats for name in names)
+            counts[precision] += not words.isdisjoint(names)
     if total == 0:
         raise BuildError("the inspector shows no matrix layer that is known here, so the precision is unknown")
     if counts[expected] < 0.9 * total:

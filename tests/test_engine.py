@@ -230,6 +230,11 @@ def layer(kind: str, *types: str) -> dict[str, Any]:
 
 def test_precision_is_read_back_from_the_engine() -> None:
     assert check_precision([layer("gemm", "Half", "Half"), layer("kgen", "Float")], "fp16")["fp16"] == 1
+    assert check_precision([layer("gemm", "Row major linear FP16 format")], "fp16")["fp16"] == 1
     for layers in ([layer("gemm", "Float", "Float")], [layer("kgen", "Half")], []):
         with pytest.raises(BuildError):
             check_precision(layers, "fp16")
+    bf16 = [layer("gemm", "BFloat16", "BFloat16")]
+    assert check_precision(bf16, "bf16")["fp32"] == 0
+    with pytest.raises(BuildError, match=r"fp32 was asked for, but 1 matrix layers take inputs of .*'bf16': 1"):
+        check_precision(bf16, "fp32")
