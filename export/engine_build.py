@@ -98,26 +98,41 @@ class Engine:
         self._widths = [profile.max[1] for profile in plan.profiles]
 
     def run(self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """Returns the outputs (B, ...) by name for inputs (B, T), padded here to the next profile's width."""
+        """Returns the outputs (B, ...) by name for inputs (B, T), padded here to the next profile's width.
+
+        Raises:
+            BuildError: the engine does not take the batch, or fails on it.
+        """
         index = next(i for i, width in enumerate(self._widths) if width >= input_ids.shape[1])
         padding = ((0, 0), (0, self._widths[index] - input_ids.shape[1]))
         stream = torch.cuda.current_stream()
-        self._context.set_optimization_profile_async(index, stream.cuda_stream)
+        self._need(
+            self._context.set_optimization_profile_async(index, stream.cuda_stream), f"optimisation profile {index}"
+        )
         tensors = {
             name: torch.from_numpy(np.pad(array, padding)).cuda()
             for name, array in (("input_ids", input_ids), ("attention_mask", attention_mask))
         }
         for name, tensor in tensors.items():
-            self._context.set_input_shape(name, tuple(tensor.shape))
+            shape = tuple(tensor.shape)
+            self._need(self._context.set_input_shape(name, shape), f"{name} of shape {shape} in profile {index}")
         for name in self._plan.outputs:
-            shape = self._context.get_tensor_shape(name)
-            tensors[name] = torch.empty([shape[axis] for axis in range(len(shape))], device="cuda")
+            dims = self._context.get_tensor_shape(name)
+            tensors[name] = torch.empty([dims[axis] for axis in range(len(dims))], device="cuda")
         for name, tensor in tensors.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
+            self._need(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
         if not self._context.execute_async_v3(stream.cuda_stream):
             raise BuildError(f"the engine failed on a batch of shape {input_ids.shape}")
         stream.synchronize()
         return {name: tensors[name].cpu().numpy() for name in self._plan.outputs}
+
+    def _need(self, accepted: bool, what: str) -> None:
+        """Raises `BuildError` unless TensorRT `accepted`, which it tells by a bool where others raise."""
+        if not accepted:
+            sizes = [(profile.min, profile.max) for profile in self._plan.profiles]
+            raise BuildError(
+                f"the engine refused {what}, built for shapes from, to {sizes}; TensorRT's errors are above"
+            )
 
     def layers(self) -> list[dict[str, Any]]:
         """Returns TensorRT's own description of each layer, for the shapes that ran last."""

@@ -80,6 +80,7 @@ def read_plan(onnx_file: Path, config_file: Path) -> EnginePlan:
         came, wanted = {tensor.name for tensor in tensors}, {tensor.name for tensor in expected}
         if came != wanted:
             raise PlanError(f"{onnx_file} has the {side} {sorted(came)}, {config_file} names {sorted(wanted)}")
+    _check_largest_batch(config, config_file)
     largest = config.max_batch_size
     opt = int(config.parameters["opt_batch_size"].string_value or largest)
     return EnginePlan(
@@ -101,6 +102,16 @@ def _widths(repository: Path, config_name: str) -> list[int]:
     if not tokenizer_file.is_file():
         raise PlanError(f"{tokenizer_file} is missing, which says how long a review can be: make export")
     return fixed_widths(int(multiple), ReviewEncoder(tokenizer_file).max_length)
+
+
+def _check_largest_batch(config: model_config_pb2.ModelConfig, file: Path) -> None:
+    from export.parity import NUM_NEIGHBOURS  # takes seconds: it needs torch
+
+    if config.max_batch_size <= NUM_NEIGHBOURS:
+        raise PlanError(
+            f"{file} has max_batch_size {config.max_batch_size}, expected at least {NUM_NEIGHBOURS + 1}: the parity "
+            f"gate runs a review among {NUM_NEIGHBOURS} others through the engine"
+        )
 
 
 def _check_profiles(config: model_config_pb2.ModelConfig, widths: list[int], file: Path) -> None:

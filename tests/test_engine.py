@@ -1,16 +1,20 @@
 """The TensorRT engine without TensorRT: its plan, its two graphs, its gate, its installation. The build needs a GPU."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import serving
+import torch
 from google.protobuf import text_format
 from onnxruntime.quantization import quantize_dynamic
 from tiny_model import REVIEWS
@@ -83,6 +87,52 @@ def test_configuration_that_misses_a_profile_is_refused(models: Path, tiny_onnx:
     (copy / CONFIG).write_text(text_format.MessageToString(config))
     with pytest.raises(PlanError, match=r"pads to \[64\]"):
         read_plan(tiny_onnx, copy / CONFIG)
+
+
+def test_batches_smaller_than_the_gates_are_refused_before_anything_is_built(
+    models: Path, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(models, tmp_path / "models")
+    config = read_config(copy / CONFIG)
+    for max_batch_size, status in ((31, 2), (32, 0)):
+        config.max_batch_size = max_batch_size
+        (copy / CONFIG).write_text(text_format.MessageToString(config))
+        command = ["--onnx", str(tiny_onnx), "--config", str(copy / CONFIG), "--plan-only"]
+        assert export_tensorrt.main(command) == status
+    assert "has max_batch_size 31, expected at least 32: the parity gate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("refuses", "what"),
+    [
+        ("set_optimization_profile_async", "optimisation profile 0"),
+        ("set_input_shape", r"input_ids of shape \(2, 64\) in profile 0"),
+        ("set_tensor_address", "the memory of input_ids"),
+    ],
+)
+def test_what_the_engine_refuses_is_an_error_and_not_a_wrong_answer(
+    plan: EnginePlan, monkeypatch: pytest.MonkeyPatch, refuses: str, what: str
+) -> None:
+    class Context:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: (2, 2) if name == "get_tensor_shape" else name != refuses
+
+    tensorrt = SimpleNamespace(ILogger=type("ILogger", (), {"Severity": int}), IProgressMonitor=object)
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
+    monkeypatch.delitem(sys.modules, "export.engine_build", raising=False)
+    engine_build = importlib.import_module("export.engine_build")
+    del sys.modules["export.engine_build"]  # no other test is to find it
+    on_cpu = SimpleNamespace(
+        cuda=SimpleNamespace(current_stream=lambda: SimpleNamespace(cuda_stream=0, synchronize=lambda: None)),
+        from_numpy=lambda array: SimpleNamespace(cuda=lambda: torch.from_numpy(array)),
+        empty=lambda shape, device: torch.empty(shape),
+    )
+    monkeypatch.setattr(engine_build, "torch", on_cpu)
+    engine = object.__new__(engine_build.Engine)
+    engine._context, engine._plan, engine._widths = Context(), plan, [64]
+    ids = np.ones((2, 8), np.int64)
+    with pytest.raises(BuildError, match=f"the engine refused {what}"):
+        engine.run(ids, ids)
 
 
 def test_plan_is_printed_without_tensorrt(models: Path, tiny_onnx: Path, capsys: pytest.CaptureFixture[str]) -> None:
