@@ -102,6 +102,32 @@ def test_too_few_reviews_name_the_key_and_a_remedy(
         split(Data.model_validate({"source": str(tmp_path / "all.csv"), **data}), seed=0)
 
 
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        pytest.param(b"", "No columns", id="empty"),
+        pytest.param(b"text,label\n", "no data", id="header alone"),
+        pytest.param(b'text,label\n"good film,1\nbad film,0\n', "EOF inside string", id="unclosed quote"),
+        pytest.param(b"text,label\ngood film,1\nbad, film,0\n", "Expected 2 fields in line 3, saw 3", id="comma"),
+        pytest.param("text,label\nun café,1\n".encode("latin-1"), "can't decode", id="not UTF-8"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"reviews\.csv cannot be read \(.*{cause}.*\); expected a whole CSV file"):
+        load(Data(source=str(path)))
+    with pytest.raises(DataError, match=cause):
+        load_unlabelled(str(path), ["unsupervised"])
+
+
+def test_a_parquet_file_that_was_cut_is_named_with_the_cause(folder: Path) -> None:
+    path = folder / "test.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"test\.parquet cannot be read \(.*footer.*\); expected a whole parquet file"):
+        load(Data(source=str(folder)))
+
+
 def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text("text,label\ngood film,1\n,0\nbad film,0\n <br />,1\n")

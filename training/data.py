@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetsError
+from pyarrow import ArrowException
 
 from model_repository.tokenizer.review_text import ReviewEncoder, clean
 from training.config import Data
 
 _READERS = {".parquet": "parquet", ".csv": "csv"}
+_EXPECTED = {
+    ".parquet": "a whole parquet file with rows",
+    ".csv": "a whole CSV file in UTF-8: a header, rows, and quotes around text with commas, quotes or line breaks",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +42,8 @@ def load(data: Data, names: Sequence[str] = ("train", "test"), with_labels: bool
     One file is `train`, whatever its name.
 
     Raises:
-        DataError: no such source, none of these splits, a missing column, a row without text, or a label outside
-            `data.labels`.
+        DataError: no such source, a file that cannot be read, none of these splits, a missing column, a row without
+            text, or a label outside `data.labels`.
     """
     path = Path(data.source)
     if path.is_file():
@@ -60,7 +66,8 @@ def load_unlabelled(source: str, names: Sequence[str], text_column: str = "text"
     """Returns the reviews of a folder's splits `names`, all of which it must have, or of one parquet or CSV file.
 
     Raises:
-        DataError: no such source, a split that is not there, a missing column, or a row without text.
+        DataError: no such source, a file that cannot be read, a split that is not there, a missing column, or a row
+            without text.
     """
     path = Path(source)
     files = [path] if path.is_file() else [_needed_file(path, name) for name in names]
@@ -86,7 +93,11 @@ def _needed_file(folder: Path, name: str) -> Path:
 def _read(file: Path) -> Dataset:
     if file.suffix not in _READERS:
         raise DataError(f"{file}: expected a .parquet or .csv file")
-    return load_dataset(_READERS[file.suffix], data_files=str(file), split="train")
+    try:
+        return load_dataset(_READERS[file.suffix], data_files=str(file), split="train")
+    except (DatasetsError, ArrowException, ValueError, OSError) as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise DataError(f"{file} cannot be read ({cause}); expected {_EXPECTED[file.suffix]}") from error
 
 
 def _from_hub(name: str) -> DatasetDict:
