@@ -63,13 +63,13 @@ evaluate: $(DEV_VENV)/.ready ## Score MODEL (checkpoint, .onnx or URL) on DATA, 
 export: $(DEV_VENV)/.ready ## Export CHECKPOINT to ONNX, check parity, install the int8 model (DATA=... EXPORT_ARGS="--install fp16")
 	@$(DEV_VENV)/bin/python -m export.onnx --checkpoint $(CHECKPOINT) $(if $(DATA),--calibration-data $(DATA) --data $(DATA)) $(EXPORT_ARGS)
 
-engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=folder)
+engine: ## On a GPU node: build the TensorRT engine from ONNX and CHECKPOINT in the export image (DATA=folder ENGINE_ARGS=...)
 	@[ -z "$(DATA)" ] || [ -d "$(DATA)" ] || { echo "DATA=$(DATA) is no folder, expected one with train.* and test.*"; exit 2; }
 	@. docker/.env && docker build -q -f docker/Dockerfile.export --build-arg TRITON_RELEASE=$$TRITON_RELEASE -t sentiment-export . >/dev/null
 	@docker run --rm --gpus all -v "$(CURDIR):/work" $(if $(DATA),-v "$(abspath $(DATA)):/data:ro") --user "$$(id -u):$$(id -g)" \
 	  -e HOME=/tmp sentiment-export \
 	  --onnx $(or $(ONNX),$(CHECKPOINT)/onnx/fp16/model.onnx) --checkpoint $(CHECKPOINT) $(if $(DATA),--data /data) \
-	  --config model_repository/classifier/configs/tensorrt.pbtxt
+	  --config model_repository/classifier/configs/tensorrt.pbtxt $(ENGINE_ARGS)
 
 bench: $(BENCH_VENV)/.ready ## Load-test against the promise (PROFILE=smoke|slo|sweep|soak, the last three also as slo-without-vnni, ...; BENCH_ARGS=...)
 	@$(BENCH_VENV)/bin/python -m benchmarks.bench --profile $(or $(PROFILE),smoke) $(BENCH_ARGS)

@@ -83,8 +83,11 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.checkpoint)
     output = args.output_dir or args.checkpoint / "onnx"
     # All reviews before anything is built or an earlier file is replaced.
-    calibration = parity.read_reviews(args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train")
-    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, leave_out=calibration)
+    column = {"text_column": args.text_column}
+    calibration = parity.read_reviews(
+        args.calibration_data, graph.NUM_CALIBRATION_REVIEWS, args.seed, "train", **column
+    )
+    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, leave_out=calibration, **column)
     print(f"exporting {', '.join(args.precision)} to {output} ...", flush=True)
     files = graph.build(args.checkpoint, args.precision, output, labels, calibration)
     results, broken = _check(args.checkpoint, files, reviews)
@@ -125,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration-data", help="int8's ranges from the training reviews here instead of generated ones"
     )
     parser.add_argument("--data", help="parity on reviews from here (file, folder, hub) instead of generated ones")
+    parser.add_argument("--text-column", default="text", help="column of the reviews in both (%(default)s)")
     parser.add_argument("--num-reviews", type=positive, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews and int8's calibration (%(default)s)")
     return parser

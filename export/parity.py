@@ -235,6 +235,7 @@ def read_reviews(
     seed: int,
     split: str = "test",
     leave_out: Collection[str] = (),
+    text_column: str = "text",
 ) -> list[str]:
     """Returns generated reviews, or `num_reviews` of `split` in `data` (`train` where it has no other).
 
@@ -249,7 +250,7 @@ def read_reviews(
     from training.data import DataError, load
 
     try:
-        splits = load(Data(source=data), (split, "train"), with_labels=False)
+        splits = load(Data(source=data, text_column=text_column), (split, "train"), with_labels=False)
     except DataError as error:
         raise ReviewsError(str(error)) from error
     chosen = splits[split] if split in splits else splits["train"]  # of one file, as documented
@@ -266,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--onnx", type=Path, required=True, help="ONNX file to check")
     parser.add_argument("--precision", choices=sorted(TOLERANCES), required=True, help="whose limits hold")
     parser.add_argument("--data", help="parquet or CSV file, folder or hub data set, instead of generated reviews")
+    parser.add_argument("--text-column", default="text", help="column of the reviews in --data (%(default)s)")
     parser.add_argument("--num-reviews", type=positive, default=200, help="how many reviews (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the generated or drawn reviews (%(default)s)")
     return parser
@@ -280,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CheckpointError(
                 f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
             )
-        reviews = read_reviews(args.data, args.num_reviews, args.seed)
+        reviews = read_reviews(args.data, args.num_reviews, args.seed, text_column=args.text_column)
     except (CheckpointError, ReviewsError) as error:
         print(f"export.parity: {error}", file=sys.stderr)
         return 2

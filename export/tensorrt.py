@@ -61,16 +61,23 @@ def with_labels(plan: EnginePlan, run: Callable[..., dict[str, Any]]) -> Runner:
     return runner
 
 
-def _accuracy(run: Runner, checkpoint: Path, data: str, num_reviews: int, seed: int) -> float:
+def _labelled(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the splits of --data that training and test reviews are, with the ids of the checkpoint's labels."""
     from export.checkpoint_folder import read_labels
-    from model_repository.tokenizer.review_text import ReviewEncoder, pad
     from training.config import Data
     from training.data import load
 
-    splits = load(Data(source=data, labels=read_labels(checkpoint)))
+    columns = {"text_column": args.text_column, "label_column": args.label_column}
+    return load(Data(source=args.data, labels=read_labels(args.checkpoint), **columns))
+
+
+def _accuracy(run: Runner, args: argparse.Namespace) -> float:
+    from model_repository.tokenizer.review_text import ReviewEncoder, pad
+
+    splits = _labelled(args)
     split = splits["test"] if "test" in splits else splits["train"]
-    chosen = split.shuffle(seed=seed).select(range(min(num_reviews, len(split))))
-    rows = ReviewEncoder(checkpoint / "tokenizer.json").encode(list(chosen["text"]))
+    chosen = split.shuffle(seed=args.seed).select(range(min(args.num_reviews, len(split))))
+    rows = ReviewEncoder(args.checkpoint / "tokenizer.json").encode(list(chosen["text"]))
     predicted = [run(pad([row]))["logits"].argmax() for row in rows]
     return float(np.mean(np.array(predicted) == np.array(chosen["label"])))
 
@@ -85,7 +92,7 @@ def _gate(
     print(parity.table(checks, plan.precision, len(reviews)), flush=True)
     results: dict[str, Any] = {check.name: {"measured": check.measured, "limit": check.limit} for check in checks}
     if args.data:
-        results["accuracy"] = _accuracy(run, args.checkpoint, args.data, args.num_reviews, args.seed)
+        results["accuracy"] = _accuracy(run, args)
         print(f"  accuracy on {len(reviews)} reviews of {args.data}: {results['accuracy']:.4f}")
     return results, all(check.passed for check in checks)
 
@@ -135,13 +142,11 @@ def _reviews(args: argparse.Namespace) -> list[str]:
     """Returns the reviews of the parity gate, once checkpoint and data are known to be what building needs."""
     from export import parity
     from export.checkpoint_folder import read_labels
-    from training.config import Data
-    from training.data import load
 
-    labels = read_labels(args.checkpoint)
-    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed)
+    read_labels(args.checkpoint)
+    reviews = parity.read_reviews(args.data, args.num_reviews, args.seed, text_column=args.text_column)
     if args.data:
-        load(Data(source=args.data, labels=labels))
+        _labelled(args)
     return reviews
 
 
@@ -184,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", help="labelled reviews (file, folder, hub) instead of generated ones; `make engine` takes a folder"
     )
+    parser.add_argument("--text-column", default="text", help="column of the reviews in --data (%(default)s)")
+    parser.add_argument("--label-column", default="label", help="column of their labels, names or ids (%(default)s)")
     parser.add_argument("--num-reviews", type=positive, default=200, help="reviews in the parity gate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of those reviews (%(default)s)")
     return parser

@@ -253,6 +253,22 @@ def test_killed_installation_leaves_the_old_engine_the_new_one_or_none(models: P
     assert len(outcomes) > 4
 
 
+def test_reviews_and_labels_in_other_columns_are_taken_once_they_are_named(
+    models: Path, tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "reviews.csv"
+    file.write_text("body,verdict,label\na good film,positive,fresh\na bad film,negative,rotten\n")
+    command = ["--onnx", str(tiny_onnx), "--config", str(models / CONFIG), "--checkpoint", str(tiny_checkpoint)]
+    command += ["--data", str(file)]
+    assert export_tensorrt.main(command) == 2
+    assert "no column 'text'; columns are ['body', 'verdict', 'label']: set" in capsys.readouterr().err
+    command += ["--text-column", "body"]
+    assert export_tensorrt.main(command) == 2
+    assert "labels ['fresh', 'rotten'] are neither names in ['negative', 'positive']" in capsys.readouterr().err
+    args = export_tensorrt._parser().parse_args([*command, "--label-column", "verdict"])
+    assert sorted(export_tensorrt._reviews(args)) == ["a bad film", "a good film"]
+
+
 def test_build_on_this_machine(tiny_checkpoint: Path, tiny_onnx: Path, models: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed: run this test in docker/Dockerfile.export")
     try:

@@ -291,6 +291,31 @@ def test_reviews_that_calibrate_int8_are_not_those_of_its_gate(
     assert len(given["gate"]) == 100, "filled up where there are no others"
 
 
+def test_reviews_in_another_column_are_taken_once_it_is_named(
+    tiny_checkpoint: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(graph, "build", lambda *arguments: {"fp32": files["fp32"]})
+    file = tmp_path / "reviews.csv"
+    file.write_text("body,label\n" + "".join(f"film {number},fresh\n" for number in range(64)))
+    commands: list[tuple[Callable[[list[str]], int], list[str]]] = [
+        (parity.main, ["--onnx", str(files["fp32"]), "--precision", "fp32"]),
+        (export_onnx.main, ["--output-dir", str(tmp_path), "--precision", "fp32", "--no-install"]),
+    ]
+    for main, options in commands:
+        command = ["--checkpoint", str(tiny_checkpoint), *options, "--data", str(file)]
+        assert main(command) == 2
+        assert "no column 'text'; columns are ['body', 'label']: set data.text_column or --text-column" in (
+            capsys.readouterr().err
+        )
+        assert main([*command, "--text-column", "body"]) == 0
+    calibrated = ["--calibration-data", str(file), "--text-column", "body", "--num-reviews", "8"]
+    assert export_onnx.main(["--checkpoint", str(tiny_checkpoint), *commands[1][1], *calibrated]) == 0
+
+
 @pytest.mark.parametrize("option", ["--data", "--calibration-data"])
 def test_reviews_that_cannot_be_read_end_the_export_before_it_replaces_anything(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str

@@ -151,7 +151,8 @@ def _with_label_ids(reviews: list[str], labels: list[Any], data: Data) -> Datase
     unknown = sorted({str(label) for label in labels if label not in ids})
     if unknown:
         raise DataError(
-            f"{data.source}: labels {unknown[:10]} are neither names in {data.labels} nor their ids; set data.labels"
+            f"{data.source}: labels {unknown[:10]} are neither names in {data.labels} nor their ids: set data.labels "
+            "or --labels (export.tensorrt takes the checkpoint's), or data.label_column or --label-column"
         )
     features = Features({"text": Value("string"), "label": ClassLabel(names=data.labels)})
     return Dataset.from_dict({"text": reviews, "label": [ids[label] for label in labels]}, features=features)
