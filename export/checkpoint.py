@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import NodeProto, numpy_helper
 from tokenizers import Tokenizer
 from transformers import DistilBertConfig, DistilBertTokenizerFast
@@ -102,9 +103,14 @@ def restore(onnx_file: Path, tokenizer_file: Path, folder: Path) -> None:
     """Writes the checkpoint of `onnx_file` with its tokenizer into `folder`.
 
     Raises:
-        ValueError: the graph is not one that export.onnx writes in int8.
+        ValueError: the file is cut short, or its graph not one that export.onnx writes in int8.
     """
-    model = onnx.load(onnx_file)
+    try:
+        model = onnx.load(onnx_file)
+    except DecodeError as error:
+        raise ValueError(
+            f"{onnx_file} is no whole ONNX file ({error}), expected int8 as export.onnx writes it"
+        ) from error
     graph = QuantizedGraph(model)
     try:
         weights = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in graph.weights()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
 from export.engine_graph import graph_precision, split_labels
@@ -72,7 +73,11 @@ def read_plan(onnx_file: Path, config_file: Path) -> EnginePlan:
     config = read_config(config_file)
     widths = _widths(repository, config_file.name)
     _check_profiles(config, widths, config_file)
-    graph, labels = split_labels(onnx.load(onnx_file, load_external_data=False))
+    try:
+        model = onnx.load(onnx_file, load_external_data=False)
+    except DecodeError as error:
+        raise PlanError(f"{onnx_file} is no whole ONNX file ({error}): make export") from error
+    graph, labels = split_labels(model)
     for side, tensors, expected in (
         ("inputs", graph.graph.input, config.input),
         ("outputs", graph.graph.output, config.output),

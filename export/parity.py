@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from scipy.special import softmax
 from tqdm import tqdm
 from transformers import DistilBertConfig
@@ -259,6 +261,19 @@ def read_reviews(
     return sorted(reviews, key=left_out.__contains__)[:num_reviews]
 
 
+def _check_onnx(file: Path) -> None:
+    """Raises `CheckpointError` unless `file` is a whole ONNX file with the outputs that are compared."""
+    wanted = "expected an ONNX file as export.onnx writes it: make export"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file, {wanted}")
+    try:
+        outputs = [output.name for output in onnx.load(file, load_external_data=False).graph.output]
+    except DecodeError as error:
+        raise CheckpointError(f"{file} is no whole ONNX file ({error}), {wanted}") from error
+    if not set(outputs) >= set(OUTPUTS):
+        raise CheckpointError(f"{file} has the outputs {outputs}, {wanted}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -278,10 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         read_labels(args.checkpoint)
-        if not args.onnx.is_file():
-            raise CheckpointError(
-                f"{args.onnx} is no file, expected an ONNX file as export.onnx writes it: make export"
-            )
+        _check_onnx(args.onnx)
         reviews = read_reviews(args.data, args.num_reviews, args.seed, text_column=args.text_column)
     except (CheckpointError, ReviewsError) as error:
         print(f"export.parity: {error}", file=sys.stderr)

@@ -146,6 +146,15 @@ def test_a_graph_that_is_not_there_is_named(models: Path, capsys: pytest.Capture
     assert "no.onnx is no file" in capsys.readouterr().err
 
 
+def test_a_graph_that_was_cut_short_is_named(
+    models: Path, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(tiny_onnx.read_bytes()[:-8])
+    assert export_tensorrt.main(["--onnx", str(file), "--config", str(models / CONFIG), "--plan-only"]) == 2
+    assert f"export.tensorrt: {file} is no whole ONNX file" in capsys.readouterr().err
+
+
 def stand_in(plan: EnginePlan) -> Any:
     """Returns a function that computes the plan's graph as the engine would."""
     session = onnxruntime.InferenceSession(plan.graph.SerializeToString(), providers=["CPUExecutionProvider"])

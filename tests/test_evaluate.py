@@ -151,6 +151,40 @@ def test_an_onnx_file_that_does_not_say_its_labels_is_told(
     assert "does not say its labels: make it with `python -m export.onnx`" in capsys.readouterr().err
 
 
+def test_a_model_that_was_cut_short_is_told(
+    tiny_checkpoint: Path, tiny_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    (copy / "model.onnx").write_bytes(tiny_onnx.read_bytes()[:-8])
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    for model, message in (
+        (copy, f"{weights} cannot be read (Error while"),
+        (copy / "model.onnx", f"{copy / 'model.onnx'} is no ONNX file (Error parsing"),
+    ):
+        assert evaluate.main(["--model-path", str(model), "--examples", "fine"]) == 2
+        assert f"training.evaluate: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["good"], "--labels good: expected at least two names, each once"),
+        (["good", "good"], "--labels good good: expected at least two names, each once"),
+        (["a", "b", "c"], "--labels a b c: expected a name for each label of the model: ['negative', 'positive']"),
+    ],
+)
+def test_labels_that_cannot_be_the_models_are_refused(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], labels: list[str], message: str
+) -> None:
+    try:
+        status = evaluate.main(["--model-path", str(tiny_checkpoint), "--data", str(REVIEWS), "--labels", *labels])
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_result_goes_to_a_new_folder_too(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

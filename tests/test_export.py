@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from export import checkpoint as export_checkpoint
 from export import graph, parity
 from export import onnx as export_onnx
 from export.generated_reviews import LENGTH_QUANTILES, generate
-from export.repository import MODEL_FILE, RepositoryError, verify
+from export.repository import MODEL_FILE, TOKENIZER_FILE, RepositoryError, verify
 
 LABELS = ["negative", "positive"]
 pytestmark = pytest.mark.usefixtures("exact_engine")
@@ -254,6 +255,36 @@ def test_the_gate_alone_says_what_is_missing(
     checkpoint = tmp_path if "config" in missing else tiny_checkpoint
     assert gate(checkpoint, tmp_path / "model.onnx") == 2
     assert missing in capsys.readouterr().err
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_checkpoint_with_a_file_that_was_cut_short_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    cut(copy / name)
+    assert export_onnx.main(["--checkpoint", str(copy), "--no-install"]) == 2
+    assert f"export.onnx: {copy / name} cannot be read" in capsys.readouterr().err
+    assert not (copy / "onnx").exists()
+
+
+def test_an_onnx_file_that_was_cut_short_or_is_another_is_refused(
+    tiny_checkpoint: Path, tiny_onnx: Path, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(shutil.copy(tiny_onnx, tmp_path))
+    cut(file)
+    assert gate(tiny_checkpoint, file) == 2
+    assert f"export.parity: {file} is no whole ONNX file" in capsys.readouterr().err
+    command = ["--onnx", str(file), "--tokenizer", str(repository / TOKENIZER_FILE)]
+    assert export_checkpoint.main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert f"export.checkpoint: {file} is no whole ONNX file" in capsys.readouterr().err
+    file.write_bytes(b"")
+    assert gate(tiny_checkpoint, file) == 2
+    assert f"{file} has the outputs [], expected an ONNX file as export.onnx writes it" in capsys.readouterr().err
 
 
 def test_generated_reviews_have_the_lengths_they_claim() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,14 +166,32 @@ def write_table(path: Path, probabilities: list[list[float]], **columns: list[st
         pytest.param([[0.5, 0.6]], "row 0 has probabilities .*sum 1", id="sum"),
         pytest.param([[1.5, -0.5]], "row 0 has probabilities", id="negative"),
         pytest.param([[float("nan")] * 2], "row 0 has probabilities .*sum 1", id="not a number"),
+        pytest.param([[0.5, 0.5], [None, 1.0]], r"row 1 has probabilities \[None, 1.0\]", id="null"),
+        pytest.param([[0.5, 0.5], None], "row 1 has probabilities None", id="null row"),
+        pytest.param([0.5], "row 0 has probabilities 0.5, expected 2", id="no list"),
     ],
 )
-def test_rows_that_are_no_distribution_are_refused(
-    tmp_path: Path, probabilities: list[list[float]], message: str
-) -> None:
+def test_rows_that_are_no_distribution_are_refused(tmp_path: Path, probabilities: list[Any], message: str) -> None:
     write_table(tmp_path / "soft.parquet", probabilities)
     with pytest.raises(DataError, match=message):
         soft_labels.read(tmp_path / "soft.parquet", LABELS)
+
+
+@pytest.mark.parametrize("text", [None, " <br /> "])
+def test_rows_without_text_are_refused(tmp_path: Path, text: str | None) -> None:
+    table = {"text": ["a good film", text], "probabilities": [[0.5, 0.5]] * 2}
+    pq.write_table(pa.table(table), tmp_path / "soft.parquet")
+    with pytest.raises(DataError, match=r"rows \[1\] have no text"):
+        soft_labels.read(tmp_path / "soft.parquet", LABELS)
+
+
+def test_a_teacher_that_was_cut_short_is_told(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = Path(shutil.copytree(tiny_checkpoint, tmp_path / "cut"))
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-8])
+    assert run_soft_labels([cut], CONFIGS / "smoke_reviews.csv", tmp_path / "out.parquet") == 2
+    assert "model.safetensors cannot be read" in capsys.readouterr().err
 
 
 def test_unusable_file_says_what_was_expected(tmp_path: Path) -> None:

@@ -57,6 +57,20 @@ def test_missing_file_lists_the_shipped_configurations(tmp_path: Path) -> None:
         load(tmp_path / "absent.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a_folder", "a_folder.*directory"),
+        ("list.yaml", r"list\.yaml: a list came, expected keys"),
+    ],
+)
+def test_what_is_no_file_of_keys_is_told(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "list.yaml").write_text("- name: x\n")
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path / name, ["name=other"])
+
+
 def test_broken_yaml_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("name: [unclosed\n")

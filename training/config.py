@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from yaml import YAMLError
@@ -198,17 +198,21 @@ def load_as(schema: type[_AnyConfig], path: Path, overrides: Sequence[str] = ())
     """Reads the YAML file at `path` with `section.key=value` overrides applied as a `schema`.
 
     Raises:
-        ConfigError: no such file, broken YAML, an override without `=`, or keys and values that do not validate.
+        ConfigError: no such file, one that is no YAML of keys, an override without `=`, or keys and values that do not
+            validate.
     """
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"override {override!r} has no '=': write -o training.learning_rate=3e-5")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"{path}: a list came, expected keys with values, such as name: mine")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except FileNotFoundError as error:
         known = ", ".join(str(file) for file in sorted(Path(__file__).parent.glob("configs/*.yaml")))
         raise ConfigError(f"{path}: no such file; shipped configurations: {known}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return parse(values, str(path), schema)

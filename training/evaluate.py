@@ -42,7 +42,11 @@ class ModelPathError(ValueError):
     """The model path names nothing that can be scored."""
 
 
-_REFUSALS = (ModelPathError, NoClassifierError, OnnxFileError, ServerLabelsError, TokenizerNotFoundError)
+class LabelsError(ValueError):
+    """The labels that were given are not as many as the model has."""
+
+
+_REFUSALS = (LabelsError, ModelPathError, NoClassifierError, OnnxFileError, ServerLabelsError, TokenizerNotFoundError)
 
 
 def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
@@ -51,6 +55,7 @@ def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
     `labels` are the data's names by id, which a server does not tell: without them it is to have negative and positive.
 
     Raises:
+        LabelsError: there are more or fewer `labels` than the model has, which a server tells with its first answer.
         ModelPathError: none of the three, or a URL without a port.
         NoClassifierError, OnnxFileError, TokenizerNotFoundError: a model that cannot be scored.
     """
@@ -62,13 +67,17 @@ def open_scorer(model_path: str, labels: list[str] | None = None) -> Scorer:
         return ServerScorer(model_path, labels or Data(source="").labels, data_labels=labels is not None)
     path = Path(model_path)
     if path.suffix == ".onnx" and path.is_file():
-        return OnnxScorer(path)
-    if (path / "model.safetensors").is_file():
-        return CheckpointScorer(path)
-    raise ModelPathError(
-        f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
-        "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
-    )
+        scorer: Scorer = OnnxScorer(path)
+    elif (path / "model.safetensors").is_file():
+        scorer = CheckpointScorer(path)
+    else:
+        raise ModelPathError(
+            f"--model-path {model_path}: expected a folder with model.safetensors, a .onnx file, or a URL such as "
+            "grpc://127.0.0.1:8001; a small checkpoint comes from: make train"
+        )
+    if labels is not None and len(labels) != len(scorer.labels):
+        raise LabelsError(f"--labels {' '.join(labels)}: expected a name for each label of the model: {scorer.labels}")
+    return scorer
 
 
 def score(scorer: Scorer, reviews: Sequence[str], labels: Sequence[int]) -> dict[str, Any]:
@@ -135,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.examples and not args.data:
         parser.error("nothing to score: give --examples or --data")
+    if args.labels and len(set(args.labels)) < max(2, len(args.labels)):
+        parser.error(f"--labels {' '.join(args.labels)}: expected at least two names, each once")
     result: dict[str, Any] = {"model_path": args.model_path, "date": utc_now()}
     try:
         if args.output_json:  # before minutes of scoring

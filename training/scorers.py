@@ -27,7 +27,7 @@ class OnnxFileError(ValueError):
 
 
 class NoClassifierError(ValueError):
-    """A checkpoint without a classifier's weights, such as base weights; the message says what is missing."""
+    """A checkpoint without a classifier's weights, such as base weights or a file cut short; the message says which."""
 
 
 class ServerLabelsError(ValueError):
@@ -81,20 +81,26 @@ class CheckpointScorer(_EncodedScorer):
 
     Raises:
         TokenizerNotFoundError: no tokenizer.json in the folder, or one without truncation.
-        NoClassifierError: the folder holds an encoder whose head would be random.
+        NoClassifierError: the folder holds an encoder whose head would be random, or weights that are cut short.
     """
 
     name = "checkpoint"
 
     def __init__(self, folder: Path, batch_size: int = 32) -> None:
         import torch
+        from safetensors import SafetensorError
 
         from training.token_dropping import TokenDroppingClassifier
 
         super().__init__(folder / "tokenizer.json", batch_size)
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, loading = TokenDroppingClassifier.from_pretrained(folder, output_loading_info=True)
+        try:
+            model, loading = TokenDroppingClassifier.from_pretrained(folder, output_loading_info=True)
+        except SafetensorError as error:
+            raise NoClassifierError(
+                f"{folder / 'model.safetensors'} cannot be read ({error}), expected the whole file: copy it again"
+            ) from error
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"]))
             raise NoClassifierError(f"{folder} lacks {missing}: fine-tune it first, as base.source of training.train")
@@ -130,18 +136,22 @@ class OnnxScorer(_EncodedScorer):
 
     Raises:
         TokenizerNotFoundError: no tokenizer.json with truncation beside it, in its checkpoint, or in its repository.
-        OnnxFileError: it does not say its limits or its labels.
+        OnnxFileError: it does not say its limits or its labels, or is cut short.
     """
 
     name = "onnx"
 
     def __init__(self, path: Path, batch_size: int = 8) -> None:
         import onnx
+        from google.protobuf.message import DecodeError
 
         from model_repository.classifier.engine import Engine
 
         super().__init__(_find_tokenizer(path), batch_size)
-        metadata = onnx.load(path, load_external_data=False).metadata_props
+        try:
+            metadata = onnx.load(path, load_external_data=False).metadata_props
+        except DecodeError as error:
+            raise OnnxFileError(f"{path} is no ONNX file ({error}), expected a whole one: copy it again") from error
         labels = {entry.key: entry.value for entry in metadata}.get("labels")
         if labels is None:
             raise OnnxFileError(f"{path} does not say its labels: make it with `python -m export.onnx`")

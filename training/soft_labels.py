@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from model_repository.tokenizer.review_text import clean
 from training import data, runs
 from training.command_line import positive
 from training.provenance import sha256_file, sha256_texts
@@ -37,6 +38,9 @@ _FEATURES = Features({"text": Value("string"), "label": List(Value("float32"))})
 
 class TeacherError(ValueError):
     """The checkpoints cannot label together; the message says which one differs, or is none."""
+
+
+_REFUSALS = (TeacherError, NoClassifierError, TokenizerNotFoundError, data.DataError, runs.RunExistsError)
 
 
 def mean_probabilities(teachers: Sequence[Scorer], reviews: Sequence[str]) -> Probabilities:
@@ -58,13 +62,14 @@ def read(path: Path, labels: Sequence[str]) -> Dataset:
     """Returns columns `text` (str) and `label` (C class probabilities, float32, in the order of `labels`).
 
     Raises:
-        training.data.DataError: no such file, other columns or labels, or rows that are no distribution over them.
+        training.data.DataError: no such file, other columns or labels, or rows without text or without a distribution
+            over the labels.
     """
     if not path.is_file():
         raise data.DataError(f"data.soft_labels={path}: no such file; python -m training.soft_labels writes one")
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise data.DataError(f"data.soft_labels={path}: not a parquet file ({error})") from error
     if not {"text", "probabilities"} <= set(table.column_names):
         raise data.DataError(
@@ -75,12 +80,22 @@ def read(path: Path, labels: Sequence[str]) -> Dataset:
     if named is not None and named != list(labels):
         raise data.DataError(f"data.soft_labels={path}: labels are {named}, expected data.labels, {list(labels)}")
     reviews, probabilities = table["text"].to_pylist(), table["probabilities"].to_pylist()
+    empty = [index for index, text in enumerate(reviews) if not isinstance(text, str) or not clean(text).strip()]
+    if empty:
+        raise data.DataError(f"data.soft_labels={path}: rows {empty[:10]} have no text, expected a review in each")
     for index, row in enumerate(probabilities):
-        if len(row or []) != len(labels) or min(row) < 0 or not abs(sum(row) - 1) <= 1e-3:
+        if not _is_distribution(row, len(labels)):
             raise data.DataError(
                 f"data.soft_labels={path}: row {index} has probabilities {row}, expected {len(labels)} with sum 1"
             )
     return Dataset.from_dict({"text": reviews, "label": probabilities}, features=_FEATURES)
+
+
+def _is_distribution(row: Any, num_classes: int) -> bool:
+    """Says whether `row`, whatever the file holds there, is a list of `num_classes` probabilities."""
+    if not isinstance(row, list) or len(row) != num_classes:
+        return False
+    return all(isinstance(value, int | float) and value >= 0 for value in row) and abs(sum(row) - 1) <= 1e-3
 
 
 def append(splits: data.Splits, soft: Dataset) -> Dataset:
@@ -179,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         manifest = run(args)
-    except (TeacherError, NoClassifierError, TokenizerNotFoundError, data.DataError, runs.RunExistsError) as error:
+    except (*_REFUSALS, OSError) as error:
         print(f"training.soft_labels: {error}", file=sys.stderr)
         return 2
     print(json.dumps({"soft_labels": str(args.out), **manifest["data"], "most_probable": manifest["most_probable"]}))
