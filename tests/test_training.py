@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, DistilBertForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.review_text import ReviewEncoder
 from training import evaluate, train
@@ -142,6 +142,41 @@ def test_a_package_that_is_not_there_is_told_as_such(tmp_path: Path, capsys: pyt
     error = capsys.readouterr().err
     assert "no package 'no_such_package'" in error
     assert "hub" not in error
+
+
+@pytest.mark.parametrize(
+    ("without", "missing"),
+    [
+        (["config.json", "model.safetensors"], "has no config.json, no model.safetensors,"),  # what a kill leaves
+        (["model.safetensors"], "has no model.safetensors,"),
+        (["tokenizer.json", "vocab.txt"], "has no tokenizer.json,"),
+    ],
+)
+def test_a_base_that_is_not_whole_is_told_before_training(
+    artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], without: list[str], missing: str
+) -> None:
+    base = shutil.copytree(artefacts / "smoke", tmp_path / "base")
+    for name in without:
+        (base / name).unlink()
+    assert run_smoke(tmp_path, "-o", f"base.source={base}") == 2
+    assert f"training.train: base.source={base} {missing} expected a whole folder" in capsys.readouterr().err
+
+
+def test_a_base_with_another_number_of_labels_or_cut_weights_is_told(
+    artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(artefacts / "smoke", tmp_path / "base")
+    two_labels = DistilBertForSequenceClassification.from_pretrained(base)
+    two_labels.config.num_labels = 3
+    DistilBertForSequenceClassification(two_labels.config).save_pretrained(base)
+    assert run_smoke(tmp_path, "-o", f"base.source={base}") == 2
+    error = capsys.readouterr().err
+    assert f"training.train: base.source={base}: its weights cannot be loaded" in error
+    assert "if they have a classifier, 2 labels: name another base" in error
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert run_smoke(tmp_path, "-o", f"base.source={base}") == 2
+    assert f"training.train: base.source={base}: its weights cannot be loaded" in capsys.readouterr().err
 
 
 def test_several_gpus_are_refused_and_the_earlier_run_stays(

@@ -92,9 +92,24 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[None]:
 
 
 def check_base(base: BaseWeights) -> None:
-    """Raises `ConfigError` if the base's tokenizer cannot be loaded, which comes with its weights."""
+    """Raises `ConfigError` if the base's tokenizer cannot be loaded, or a local folder has no weights with it.
+
+    Such folders are what a killed run leaves: its tokenizer comes first, its weights last.
+    """
     if base.source == "random":
         return
+    folder = Path(weights.resolve(base.source))
+    needed = (
+        ["config.json"],
+        ["model.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"],
+        ["tokenizer.json", "vocab.txt"],
+    )
+    missing = [names[0] for names in needed if not any(any(folder.glob(name)) for name in names)]
+    if folder.is_dir() and missing:
+        raise ConfigError(
+            f"base.source={base.source} has no {', no '.join(missing)}, expected a whole folder as training.adapt and "
+            "training.train write it: run again what was to write it, or name another"
+        )
     try:
         weights.load_tokenizer(base)
     except ConfigError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -124,14 +125,25 @@ def _model_config(base: BaseWeights, vocab_size: int) -> DistilBertConfig:
 
 
 def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBertConfig) -> _Model:
-    """Returns a `head` on the base's encoder; what the base does not bring is drawn from torch's global seed."""
+    """Returns a `head` on the base's encoder; what the base does not bring is drawn from torch's global seed.
+
+    Raises:
+        ConfigError: the base's weights cannot be read, or are not of the sizes that the model is to have.
+    """
     if base.source == "random":
         return head(model_config)
     path = resolve(base.source)
-    if AutoConfig.from_pretrained(path).model_type == "distilbert":
-        return head.from_pretrained(path, config=model_config)
-    model = head(model_config)
-    bert = BertModel.from_pretrained(path, torch_dtype=torch.float32)
+    try:
+        if AutoConfig.from_pretrained(path).model_type == "distilbert":
+            return head.from_pretrained(path, config=model_config)
+        model = head(model_config)
+        bert = BertModel.from_pretrained(path, torch_dtype=torch.float32)
+    except (RuntimeError, SafetensorError, OSError) as error:  # RuntimeError: torch's of a size that differs
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"base.source={base.source}: its weights cannot be loaded ({reason}), expected whole ones and, if they "
+            f"have a classifier, {model_config.num_labels} labels: name another base, or data.labels as many as it has"
+        ) from error
     model.distilbert.load_state_dict(fold_bert(bert.state_dict()))
     return model
 
@@ -142,7 +154,8 @@ def load_model(config: Config, vocab_size: int) -> DistilBertForSequenceClassifi
     Its head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
 
     Raises:
-        ConfigError: the base is neither DistilBERT nor BERT, or tokens are to be dropped in layers that it has not.
+        ConfigError: the base is neither DistilBERT nor BERT, its weights cannot be loaded, its classifier has another
+            number of labels, or tokens are to be dropped in layers that it has not.
     """
     labels = config.data.labels
     model_config = _model_config(config.base, vocab_size)
@@ -166,7 +179,7 @@ def load_masked_lm(config: AdaptConfig, vocab_size: int) -> MaskedPositionsLM:
     The prediction head is the base's own if that is a DistilBERT with one, else fresh (torch's global seed).
 
     Raises:
-        ConfigError: the base is neither DistilBERT nor BERT.
+        ConfigError: the base is neither DistilBERT nor BERT, or its weights cannot be loaded.
     """
     model_config = _model_config(config.base, vocab_size)
     model_config.dropout = config.training.dropout
