@@ -50,6 +50,18 @@ def test_smoke_writes_what_it_promises(artefacts: Path) -> None:
     assert not list(run.rglob("*.pt"))
 
 
+def test_training_tells_how_many_of_its_texts_are_also_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews = (ROOT / "training" / "configs" / "smoke_reviews.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(reviews) + "\n")
+    (tmp_path / "test.csv").write_text("\n".join([reviews[0], "not seen,positive", *reviews[1:]]) + "\n")
+    assert run_smoke(tmp_path, "-o", f"data.source={tmp_path}", "-o", "training.num_epochs=1") == 0
+    repeated = json.loads((tmp_path / "smoke" / "manifest.json").read_text())["data"]["num_train_texts_held_out"]
+    assert repeated == {"validation": 0, "test": 64}
+    assert "training texts that are also held out: {'validation': 0, 'test': 64}" in capsys.readouterr().out
+
+
 def test_smoke_learns_its_reviews(artefacts: Path) -> None:
     assert json.loads((artefacts / "smoke" / "metrics_test.json").read_text())["accuracy"] >= 0.9
 

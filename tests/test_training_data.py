@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from training.config import Data
-from training.data import DataError, load, load_unlabelled, split
+from training.data import DataError, load, load_unlabelled, num_held_out_texts, split
 
 
 def rows(count: int) -> dict[str, list[object]]:
@@ -49,6 +49,19 @@ def test_single_csv_file_is_split_three_ways_with_label_names(tmp_path: Path) ->
         int(text.split()[1]) % 2 == label
         for text, label in zip(splits.train["text"], splits.train["label"], strict=True)
     )
+
+
+def test_training_texts_that_are_also_held_out_are_counted(folder: Path) -> None:
+    texts = [f"review number {i}" for i in range(100)]
+    train = {"text": [*texts, *texts], "label": [0, 1] * 100}  # each twice, so that validation repeats what is left
+    datasets.Dataset.from_dict(train).to_parquet(folder / "train.parquet")
+    test = {"text": ["review number 3", "review number 4", "another"], "label": [0, 1, 0]}
+    datasets.Dataset.from_dict(test).to_parquet(folder / "test.parquet")
+    splits = split(Data(source=str(folder), validation_fraction=0.1), seed=1)
+    counted = num_held_out_texts(splits)
+    of_both = [text for text in splits.train["text"] if text in ("review number 3", "review number 4")]
+    assert counted["test"] == len(of_both) > 0
+    assert counted["validation"] == sum(text in splits.validation["text"] for text in splits.train["text"]) > 0
 
 
 def test_max_train_reviews_bounds_the_training_split_only(folder: Path) -> None:

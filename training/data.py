@@ -180,6 +180,15 @@ def split(data: Data, seed: int) -> Splits:
     return Splits(train=train, validation=validation, test=test)
 
 
+def num_held_out_texts(splits: Splits) -> dict[str, int]:
+    """Returns how many training reviews have the very text of a validation review, and of a test review.
+
+    Sources repeat texts, as IMDb does, and the splits leave them as they are, so that figures compare with others'.
+    """
+    held_out = {"validation": set(splits.validation["text"]), "test": set(splits.test["text"])}
+    return {name: sum(text in texts for text in splits.train["text"]) for name, texts in held_out.items()}
+
+
 def _parts(reviews: Dataset, key: str, seed: int, **size: float) -> tuple[Dataset, Dataset]:
     """Returns a training and a test part of `size`, the latter's or the former's, as `key` of the configuration says.
 

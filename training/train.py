@@ -38,7 +38,8 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     started_at = _started_at(folder / "state" / "started_at")
     transformers.set_seed(config.seed)
     splits = data.split(config.data, config.seed)
-    log.info("reviews: %s", _sizes(splits))
+    repeated = data.num_held_out_texts(splits)
+    log.info("reviews: %s; training texts that are also held out: %s", _sizes(splits), repeated)
     train, added = _train_reviews(config, splits)
     fast_tokenizer = tokenizer.build(config.base, config.tokens, train["text"], folder)
     encoder = tokenizer.save(fast_tokenizer, folder, config.tokens)
@@ -61,7 +62,7 @@ def run(config: Config, folder: Path, resume_from: Path | None = None) -> dict[s
     runs.write_json(folder / "metrics_test.json", metrics)
     manifest = {
         **runs.identity(config),
-        "data": {**_data_facts(config, splits), **added},
+        "data": {**_data_facts(config, splits), "num_train_texts_held_out": repeated, **added},
         "best": best,
         "metrics_test": metrics,
         "bf16": trainer.args.bf16,
