@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, DistilBertForSequenceClassification, TrainingArguments
@@ -172,6 +173,17 @@ def test_a_base_that_is_not_whole_is_told_before_training(
         (base / name).unlink()
     assert run_smoke(tmp_path, "-o", f"base.source={base}") == 2
     assert f"training.train: base.source={base} {missing} expected a whole folder" in capsys.readouterr().err
+
+
+def test_a_base_of_pickled_weights_is_not_opened(
+    artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(artefacts / "smoke", tmp_path / "base")
+    model = DistilBertForSequenceClassification.from_pretrained(base)
+    torch.save(model.state_dict(), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    assert run_smoke(tmp_path, "-o", f"base.source={base}") == 2
+    assert "has no model.safetensors," in capsys.readouterr().err
 
 
 def test_a_base_with_another_number_of_labels_or_cut_weights_is_told(

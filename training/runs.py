@@ -101,7 +101,7 @@ def check_base(base: BaseWeights) -> None:
     folder = Path(weights.resolve(base.source))
     needed = (
         ["config.json"],
-        ["model.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"],
+        ["model.safetensors", "model.safetensors.index.json"],  # not pytorch_model.bin, which is a pickle
         ["tokenizer.json", "vocab.txt"],
     )
     missing = [names[0] for names in needed if not any(any(folder.glob(name)) for name in names)]

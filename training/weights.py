@@ -135,9 +135,9 @@ def _with_encoder(head: type[_Model], base: BaseWeights, model_config: DistilBer
     path = resolve(base.source)
     try:
         if AutoConfig.from_pretrained(path).model_type == "distilbert":
-            return head.from_pretrained(path, config=model_config)
+            return head.from_pretrained(path, config=model_config, use_safetensors=True)
         model = head(model_config)
-        bert = BertModel.from_pretrained(path, torch_dtype=torch.float32)
+        bert = BertModel.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
     except (RuntimeError, SafetensorError, OSError) as error:  # RuntimeError: torch's of a size that differs
         reason = " ".join(str(error).split())
         raise ConfigError(
