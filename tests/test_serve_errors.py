@@ -74,7 +74,7 @@ def triton_processes(server: Server) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = (folder / "cmdline").read_text()
+            line = (folder / "cmdline").read_text(errors="replace")
             if int(folder.name) != server.process.pid and any(mark in line for mark in marks):
                 found.append(int(folder.name))
     return found

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/test_serving_options.py
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -204,7 +205,10 @@ def test_rate_limiter_refuses_to_start_what_could_never_run(changed: Path, tmp_p
 def model_processes(served: Server, model: str) -> list[Path]:
     """Returns the folders in /proc of the server's processes of `model`; their command line names the model's file."""
     needles = f"/{model}/1/model.py", f"triton_{served.process.pid}_"
-    children = {file.parent: file.read_text(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline")}
+    children = {}
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # any process may end meanwhile
+            children[file.parent] = file.read_text(errors="replace")
     return [folder for folder, line in children.items() if all(needle in line for needle in needles)]
 
 

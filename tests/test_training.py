@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, DistilBertForSequenceClassification, TrainingArguments
 
 from model_repository.tokenizer.review_text import ReviewEncoder
-from training import evaluate, train
+from training import evaluate, fit, train
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "training" / "configs" / "smoke.yaml"
@@ -220,6 +220,13 @@ def test_overwrite_leaves_the_new_run_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name != "logs"] == ["smoke"]
 
 
+def test_a_state_whose_last_file_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step, content in (("7", "{}"), ("14", "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    assert fit.last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-7"
+
+
 def test_resume_after_a_kill_ends_with_the_same_weights(tmp_path: Path) -> None:
     within_an_epoch = ["-o", "training.num_evaluations=6"]  # the first state is of step 23, an epoch has 7
     assert run_smoke(tmp_path / "whole", *within_an_epoch) == 0
@@ -227,7 +234,7 @@ def test_resume_after_a_kill_ends_with_the_same_weights(tmp_path: Path) -> None:
     command += within_an_epoch
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("smoke/state/checkpoint-*/trainer_state.json")):
+    while not fit.last_complete_checkpoint(tmp_path / "smoke" / "state"):
         assert process.poll() is None, "training ended before it saved a state"
         assert time.monotonic() < deadline
         time.sleep(0.002)

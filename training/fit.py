@@ -1,5 +1,6 @@
 """The optimisation itself: Hugging Face `Trainer` set up for short, reproducible fine-tuning and adaptation."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -227,6 +228,14 @@ def make_masked_lm_trainer(
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """Returns the newest resumable state in `folder`, or None."""
-    # trainer_state.json is written last: a state that a kill cut short has none.
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    # trainer_state.json is written last: a state that a kill cut short has none, or not the whole of it.
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
