@@ -23,14 +23,8 @@ from clients.signature import Rows, Signature
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 """What reading an answer that is none of Triton's raises."""
 
-_NO_ROOM = frozenset(
-    [
-        *("StatusCode.UNAVAILABLE", "503"),
-        "StatusCode.CANCELLED",  # gRPC's, for a server that stops
-        *("StatusCode.RESOURCE_EXHAUSTED", "429", "502"),  # a gateway's
-    ]
-)
-"""Statuses of a server that cannot answer now."""
+_NO_ROOM = ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED", "StatusCode.RESOURCE_EXHAUSTED", "429", "502", "503")
+"""Statuses of a server that cannot answer now; RESOURCE_EXHAUSTED, 429 and 502 are a gateway's."""
 
 _NO_CONNECTION = "failed to connect to all addresses"
 """gRPC's own words, in place of an answer."""
